@@ -1,0 +1,12 @@
+// out = sum_t w_t g_t (+ out): one read of the gradients, one write.
+#pragma once
+
+#include "../common/chunks.h"
+
+namespace gradsurgery {
+
+// Sums in float64 and rounds once. An output may be one of the rows; absent rows add nothing, a piece without any row gives
+// zeros.
+void combine_cpu(const Rows& rows, const double* w /* [T] */, bool accumulate, const ParallelFor& parallel);
+
+}  // namespace gradsurgery

@@ -1,0 +1,142 @@
+// From torch's tensors to Rows. Used by the CPU and the CUDA operators; shapes and types were checked in Python, what is checked
+// again here only protects memory.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <vector>
+
+#include "layout.h"
+#include "rows.h"
+
+namespace gradsurgery {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using Gradients = std::vector<std::optional<Tensor>>;
+
+inline Scalar scalar_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Double:
+      return Scalar::f64;
+    case ScalarType::Float:
+      return Scalar::f32;
+    case ScalarType::BFloat16:
+      return Scalar::bf16;
+    case ScalarType::Half:
+      return Scalar::f16;
+    default:
+      STD_TORCH_CHECK(false, "gradsurgery: gradients must be float64, float32, bfloat16 or float16");
+  }
+}
+
+// Collects the rows of one piece after another.
+class RowsBuilder {
+ public:
+  RowsBuilder(int tasks, int64_t pieces) {
+    STD_TORCH_CHECK(tasks >= 1, "gradsurgery: at least one task is needed");
+    result_.tasks = tasks;
+    result_.pieces.reserve(pieces);
+    result_.rows.reserve(pieces * tasks);
+  }
+
+  // `first`..: one entry a task, `step` apart; null entries are absent tasks. `out` may be null.
+  void add(const std::optional<Tensor>* first, int64_t step, const Tensor* out) {
+    begin();
+    for (int t = 0; t < result_.tasks; ++t) {
+      const std::optional<Tensor>& g = first[t * step];
+      if (g)
+        push(*g, {g->sizes().data(), g->strides().data(), int(g->dim())}, static_cast<const char*>(g->const_data_ptr()),
+             g->is_contiguous());
+      else
+        result_.rows.emplace_back();
+    }
+    finish(out);
+  }
+
+  // [T, ...]: the tasks are the slices of one tensor.
+  void add_stacked(const Tensor& g, const Tensor* out) {
+    begin();
+    STD_TORCH_CHECK(g.dim() >= 1 && g.size(0) == result_.tasks, "gradsurgery: a stacked gradient must be [tasks, ...]");
+    const Geometry slice{g.sizes().data() + 1, g.strides().data() + 1, int(g.dim()) - 1};
+    const int64_t step = g.stride(0) * size_of(scalar_of(g));
+    const bool dense = g.is_contiguous();
+    const char* data = static_cast<const char*>(g.const_data_ptr());
+    for (int t = 0; t < result_.tasks; ++t) push(g, slice, data + t * step, dense);
+    finish(out);
+  }
+
+  Rows take() { return std::move(result_); }
+
+ private:
+  void begin() {
+    all_contiguous_ = true;
+    geometries_.clear();
+    members_.clear();
+  }
+
+  void push(const Tensor& tensor, const Geometry& geometry, const char* data, bool contiguous) {
+    all_contiguous_ = all_contiguous_ && contiguous;
+    int64_t numel = 1;
+    for (int d = 0; d < geometry.ndim; ++d) numel *= geometry.sizes[d];
+    STD_TORCH_CHECK(geometries_.empty() || (numel == numel_ && geometry.ndim == geometries_.front().ndim),
+                    "gradsurgery: the tasks' gradients of one tensor must have one shape");
+    numel_ = numel;
+    geometries_.push_back(geometry);
+    members_.push_back(result_.rows.size());
+    result_.rows.push_back(Row{data, -1, scalar_of(tensor)});
+  }
+
+  void finish(const Tensor* out) {
+    if (out) {
+      // Through the same list as the rows, so that it takes part in choosing the order; moved to `out` below.
+      push(*out, {out->sizes().data(), out->strides().data(), int(out->dim())}, static_cast<const char*>(out->mutable_data_ptr()),
+           out->is_contiguous());
+    }
+    STD_TORCH_CHECK(!geometries_.empty(), "gradsurgery: a tensor needs a gradient of at least one task");
+    if (!all_contiguous_) {
+      const std::vector<int> order = common_order(geometries_);
+      for (size_t m = 0; m < members_.size(); ++m) {
+        if (is_dense_in(geometries_[m], order)) continue;
+        result_.rows[members_[m]].strided = int32_t(result_.strided.size());
+        result_.strided.push_back(strided_in(geometries_[m], order));
+      }
+    }
+    if (out) {
+      result_.out.push_back(result_.rows.back());
+      result_.rows.pop_back();
+    }
+    result_.pieces.push_back(Piece{numel_, result_.numel});
+    result_.numel += numel_;
+  }
+
+  Rows result_;
+  bool all_contiguous_ = true;
+  int64_t numel_ = 0;
+  std::vector<Geometry> geometries_;
+  std::vector<size_t> members_;
+};
+
+// grads: [P] stacked tensors [T, ...], or [T, P] task-major entries of which some may be absent. out: [P] or none.
+inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out) {
+  STD_TORCH_CHECK(tasks >= 1 && (stacked || grads.size() % tasks == 0), "gradsurgery: expected tasks * tensors gradients");
+  const int64_t pieces = stacked ? grads.size() : grads.size() / tasks;
+  STD_TORCH_CHECK(!out || int64_t(out->size()) == pieces, "gradsurgery: out must have one tensor a gradient");
+  RowsBuilder builder(int(tasks), pieces);
+  for (int64_t p = 0; p < pieces; ++p) {
+    const Tensor* target = out ? &(*out)[p] : nullptr;
+    if (stacked) {
+      STD_TORCH_CHECK(grads[p].has_value(), "gradsurgery: a stacked gradient cannot be None");
+      builder.add_stacked(*grads[p], target);
+    } else {
+      builder.add(&grads[p], pieces, target);
+    }
+  }
+  return builder.take();
+}
+
+}  // namespace gradsurgery

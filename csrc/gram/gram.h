@@ -1,0 +1,14 @@
+// K = G G^T over rows that are never concatenated.
+#pragma once
+
+#include "../common/chunks.h"
+
+namespace gradsurgery {
+
+// Products and sums in float64, in a fixed order: symmetric by construction, the same bits for any number of threads.
+void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram /* [T, T] */);
+
+// Widens a chunk of any scalar type to float64.
+ChunkReader::Widen widen_cpu();
+
+}  // namespace gradsurgery

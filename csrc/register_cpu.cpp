@@ -1,0 +1,100 @@
+// The CPU kernels of the operators in gradsurgery/ops/schema.py. Stable ABI only: one binary serves torch 2.10 and later.
+#include <Python.h>
+
+#include "common/tensors.h"
+#include "surgery/surgery.h"
+
+namespace gradsurgery {
+namespace ops {
+
+const ParallelFor& torch_threads() {
+  static const ParallelFor run = [](int64_t count, const std::function<void(int64_t, int64_t)>& body) {
+    torch::stable::parallel_for(0, count, 1, body);
+  };
+  return run;
+}
+
+Tensor empty_f64(std::initializer_list<int64_t> sizes) {
+  int64_t strides[2] = {1, 1};
+  if (sizes.size() == 2) strides[0] = sizes.begin()[1];
+  AtenTensorHandle handle = nullptr;
+  // The C shim, not stable::empty: this is half of the fixed cost of a small call.
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, aoti_torch_dtype_float64(),
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+const double* float64_data(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double && tensor.is_contiguous() && tensor.is_cpu(), "gradsurgery: ", name,
+                  " must be a contiguous float64 tensor on the CPU");
+  return static_cast<const double*>(tensor.const_data_ptr());
+}
+
+int64_t* int64_data(const std::optional<Tensor>& tensor, int64_t numel, const char* name) {
+  if (!tensor) return nullptr;
+  STD_TORCH_CHECK(
+      tensor->scalar_type() == ScalarType::Long && tensor->is_contiguous() && tensor->is_cpu() && tensor->numel() == numel,
+      "gradsurgery: ", name, " must be a contiguous int64 tensor of ", numel, " elements on the CPU");
+  return static_cast<int64_t*>(tensor->mutable_data_ptr());
+}
+
+struct Order {
+  PcgradOptions options;
+  const int64_t* order;
+  int64_t* key;
+
+  Order(const std::optional<Tensor>& order_, const std::optional<Tensor>& key_, int64_t tasks, bool include_self, double scale)
+      : order(int64_data(order_, tasks * tasks, "order")), key(int64_data(key_, 2, "key")) {
+    options.kind = order ? OrderKind::given : key ? OrderKind::random : OrderKind::ascending;
+    options.include_self = include_self;
+    options.scale = scale;
+  }
+};
+
+Tensor gram(Gradients grads, int64_t tasks, bool stacked) {
+  const Rows rows = rows_of(grads, tasks, stacked, nullptr);
+  Tensor result = empty_f64({tasks, tasks});
+  gram_cpu(rows, torch_threads(), static_cast<double*>(result.mutable_data_ptr()));
+  return result;
+}
+
+Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale) {
+  STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == gram.size(1), "gradsurgery: gram must be [T, T]");
+  const int64_t tasks = gram.size(0);
+  const Order how(order, key, tasks, include_self, scale);
+  Tensor w = empty_f64({tasks});
+  gradsurgery::pcgrad_weights(float64_data(gram, "gram"), int(tasks), how.options, how.order, how.key,
+                              static_cast<double*>(w.mutable_data_ptr()));
+  return w;
+}
+
+void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
+  const double* w = float64_data(weights, "weights");
+  combine_cpu(rows_of(grads, weights.numel(), stacked, &out), w, accumulate, torch_threads());
+}
+
+std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked,
+                                   std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale,
+                                   bool accumulate) {
+  const Rows rows = rows_of(grads, tasks, stacked, &out);
+  const Order how(order, key, tasks, include_self, scale);
+  Tensor gram = empty_f64({tasks, tasks}), w = empty_f64({tasks});
+  pcgrad_cpu(rows, how.options, how.order, how.key, accumulate, torch_threads(), static_cast<double*>(gram.mutable_data_ptr()),
+             static_cast<double*>(w.mutable_data_ptr()));
+  return {gram, w};
+}
+
+}  // namespace ops
+}  // namespace gradsurgery
+
+STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CPU, m) {
+  m.impl("gram", TORCH_BOX(&gradsurgery::ops::gram));
+  m.impl("pcgrad_weights", TORCH_BOX(&gradsurgery::ops::pcgrad_weights));
+  m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
+  m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
+}
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
