@@ -1,0 +1,3 @@
+"""gradsurgery."""
+__version__ = "0.1.0"
+from . import ops

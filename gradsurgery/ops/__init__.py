@@ -1,0 +1,52 @@
+"""The only place that touches ``torch.ops``: schemas, reference, fakes, derivatives, and the compiled kernels over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import schema, reference, fake, autograd, native  # noqa: F401, I001  (schemas first, kernels last)
+from .native import build_info, warn_if_reference
+
+__all__ = ["build_info", "combine", "combine_", "gram", "pcgrad_", "pcgrad_weights", "warn_if_reference"]
+
+_ops = torch.ops.gradsurgery
+
+# The overloads themselves: resolving an overload packet costs a microsecond a call.
+gram = _ops.gram.default
+pcgrad_weights = _ops.pcgrad_weights.default
+combine = _ops.combine.default
+_combine_ = _ops.combine_.default
+_pcgrad_ = _ops.pcgrad_.default
+_written = torch.autograd.graph.increment_version
+
+
+def combine_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    weights: Tensor,
+    stacked: bool = False,
+    accumulate: bool = False,
+) -> None:
+    """``combine_``, telling autograd that ``out`` has changed, which an operator of the stable ABI cannot."""
+    _combine_(out, grads, weights, stacked, accumulate)
+    _written(out)
+
+
+def pcgrad_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    tasks: int,
+    stacked: bool,
+    order: Tensor | None,
+    key: Tensor | None,
+    include_self: bool,
+    scale: float,
+    accumulate: bool,
+) -> tuple[Tensor, Tensor]:
+    """``pcgrad_`` likewise. -> (K [T, T], w [T])"""
+    result: tuple[Tensor, Tensor] = _pcgrad_(out, grads, tasks, stacked, order, key, include_self, scale, accumulate)
+    _written(out)
+    return result

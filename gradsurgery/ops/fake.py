@@ -1,0 +1,49 @@
+"""Shapes without values, for torch.compile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import Gradients
+from .schema import LIBRARY
+
+
+def _float64(like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty(shape, dtype=torch.float64)
+
+
+def _any(grads: Gradients) -> Tensor:
+    return next(g for g in grads if g is not None)
+
+
+@torch.library.register_fake("gradsurgery::gram", lib=LIBRARY)
+def _(grads: Gradients, tasks: int, stacked: bool = False) -> Tensor:
+    return _float64(_any(grads), tasks, tasks)
+
+
+@torch.library.register_fake("gradsurgery::pcgrad_weights", lib=LIBRARY)
+def _(gram: Tensor, *_: Any, **__: Any) -> Tensor:
+    return _float64(gram, gram.shape[0])
+
+
+@torch.library.register_fake("gradsurgery::combine", lib=LIBRARY)
+def _(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
+    tasks = weights.shape[0]
+    if stacked:
+        return [torch.empty_like(g[0]) for g in grads if g is not None]
+    count = len(grads) // tasks
+    return [torch.empty_like(_any(grads[p::count])) for p in range(count)]
+
+
+@torch.library.register_fake("gradsurgery::combine_", lib=LIBRARY)
+def _(out: Sequence[Tensor], grads: Gradients, weights: Tensor, stacked: bool = False, accumulate: bool = False) -> None:
+    return None
+
+
+@torch.library.register_fake("gradsurgery::pcgrad_", lib=LIBRARY)
+def _(out: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _float64(_any(grads), tasks, tasks), _float64(_any(grads), tasks)

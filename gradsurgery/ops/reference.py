@@ -1,0 +1,161 @@
+"""The operators in plain PyTorch: the specification the compiled kernels are tested against, and what runs where there are none.
+
+Nothing here synchronizes with a CUDA device or branches on a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .schema import LIBRARY
+
+Gradients = Sequence[Tensor | None]
+
+_CHUNK = 1 << 18  # coordinates widened to float64 at a time
+_WORD = 0xFFFFFFFF
+
+
+def _pieces(grads: Gradients, tasks: int, stacked: bool) -> list[list[Tensor | None]]:
+    """[P][T] rows, whichever way the gradients came."""
+    if stacked:
+        return [[g[t] for t in range(tasks)] for g in grads if g is not None]
+    count = len(grads) // tasks
+    return [[grads[t * count + p] for t in range(tasks)] for p in range(count)]
+
+
+def gram(grads: Gradients, tasks: int, stacked: bool = False) -> Tensor:
+    """K_ij = sum over all coordinates of g_i g_j, in float64."""
+    device = next(g.device for g in grads if g is not None)
+    total = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
+    for rows in _pieces(grads, tasks, stacked):
+        flat = [None if row is None else row.reshape(-1) for row in rows]
+        numel = next((row.numel() for row in flat if row is not None), 0)
+        for start in range(0, numel, _CHUNK):
+            stop = min(start + _CHUNK, numel)
+            chunk = torch.zeros(tasks, stop - start, dtype=torch.float64, device=device)
+            for t, row in enumerate(flat):
+                if row is not None:
+                    chunk[t] = row[start:stop]
+            total += chunk @ chunk.T
+    return total.triu() + total.triu(1).T
+
+
+def _philox(seed: Tensor, step: Tensor, group: int, task: Tensor, blocks: int) -> Tensor:
+    """Philox 4x32-10: 4*blocks words a task, as int64 in 0..2^32-1. [T, 4*blocks]"""
+    key = [seed & _WORD, (seed >> 32) & _WORD]
+    block = torch.arange(blocks, device=task.device)
+    shape = (task.numel(), blocks)
+    c = [
+        (step & _WORD).expand(shape),
+        ((step >> 32) & _WORD).expand(shape),
+        torch.full(shape, group, dtype=torch.int64, device=task.device),
+        (task << 16)[:, None] + block,
+    ]
+    for _ in range(10):
+        # The low 64 bits of a product of two 32-bit words are right even where int64 wraps.
+        p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [
+            ((p1 >> 32) & _WORD) ^ c[1] ^ key[0],
+            p1 & _WORD,
+            ((p0 >> 32) & _WORD) ^ c[3] ^ key[1],
+            p0 & _WORD,
+        ]
+        key = [(key[0] + 0x9E3779B9) & _WORD, (key[1] + 0xBB67AE85) & _WORD]
+    return torch.stack(c, dim=-1).reshape(task.numel(), 4 * blocks)
+
+
+def random_order(key: Tensor, tasks: int, group: int = 0) -> Tensor:
+    """An independent uniformly random order of all tasks for each task (Fisher-Yates on Philox words). [T, T] int64"""
+    task = torch.arange(tasks, device=key.device)
+    order = task.expand(tasks, tasks).clone()
+    words = _philox(key[0], key[1], group, task, (tasks + 2) // 4 or 1)
+    for draw, k in enumerate(range(tasks - 1, 0, -1)):
+        other = ((words[:, draw] * (k + 1)) >> 32)[:, None]
+        held = order[:, k : k + 1].clone()
+        order[:, k : k + 1] = order.gather(1, other)
+        order.scatter_(1, other, held)
+    return order
+
+
+def pcgrad_weights(
+    gram: Tensor,
+    order: Tensor | None = None,
+    key: Tensor | None = None,
+    include_self: bool = False,
+    scale: float = 1.0,
+) -> Tensor:
+    """PCGrad's Algorithm 1 in Gram space: all T scans side by side. [T] float64"""
+    tasks = gram.shape[0]
+    own = torch.arange(tasks, device=gram.device)
+    finite = gram.isfinite().all()
+    valid = finite
+    if order is not None:
+        valid = valid & ((order >= 0) & (order < tasks)).all()
+        order = order.clamp(0, tasks - 1)
+    elif key is not None:
+        order = random_order(key, tasks)
+        key[1] += finite.to(key.dtype)
+    else:
+        order = own.expand(tasks, tasks)
+    squares = gram.diagonal()
+    dots = gram.clone()  # row i: <g_i^PC, g_j>
+    coefficients = torch.eye(tasks, dtype=gram.dtype, device=gram.device)
+    for k in range(tasks):
+        j = order[:, k]
+        dot, square = dots.gather(1, j[:, None])[:, 0], squares[j]
+        projected = (dot < 0) & (square > 0)
+        if not include_self:
+            projected = projected & (j != own)
+        a = torch.where(projected, -dot / square, 0.0)
+        dots = dots + a[:, None] * gram[j]
+        coefficients.scatter_add_(1, j[:, None], a[:, None])
+    return torch.where(valid, scale * coefficients.sum(0), torch.nan)
+
+
+def combine_(
+    out: Sequence[Tensor],
+    grads: Gradients,
+    weights: Tensor,
+    stacked: bool = False,
+    accumulate: bool = False,
+) -> None:
+    """out_p (+)= sum_t w_t g_tp, summed in float64 and rounded once."""
+    for target, rows in zip(out, _pieces(grads, weights.numel(), stacked), strict=True):
+        total = target.double() if accumulate else torch.zeros_like(target, dtype=torch.float64)
+        for t, row in enumerate(rows):
+            if row is not None:
+                total = total + weights[t] * row
+        target.copy_(total)
+
+
+def combine(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
+    """As combine_, into new tensors laid out like the first gradient of each position."""
+    rows = _pieces(grads, weights.numel(), stacked)
+    out = [torch.empty_like(next(row for row in piece if row is not None)) for piece in rows]
+    torch.ops.gradsurgery.combine_(out, grads, weights, stacked)
+    return out
+
+
+def pcgrad_(
+    out: Sequence[Tensor],
+    grads: Gradients,
+    tasks: int,
+    stacked: bool = False,
+    order: Tensor | None = None,
+    key: Tensor | None = None,
+    include_self: bool = False,
+    scale: float = 1.0,
+    accumulate: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """gram, pcgrad_weights and combine_ in turn."""
+    K = gram(grads, tasks, stacked)
+    w = pcgrad_weights(K, order, key, include_self, scale)
+    combine_(out, grads, w, stacked, accumulate)
+    return K, w
+
+
+for _function in (gram, pcgrad_weights, combine, combine_, pcgrad_):
+    LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")

@@ -1,0 +1,34 @@
+"""Every operator of the library, on one screen.
+
+``grads`` is a list of tensors that are never concatenated. With ``stacked=False`` it has T*P entries, task by task (task 0's P
+tensors, then task 1's); an entry may be None: that task has no gradient there, which counts as zeros. With ``stacked=True`` it has
+P tensors of shape [T, ...]. All entries of one position have one shape; strides are free.
+
+Operators ending in ``_`` write into ``out`` (P tensors, each of the shape of one task's gradient; an ``out`` may be one of the
+gradients) and add to what is there when ``accumulate`` is set. ``key`` is int64 [2] = (seed, step): it selects PCGrad's random order
+and its step is advanced by one, unless K is not finite.
+"""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("gradsurgery", "DEF")
+
+_PCGRAD = "Tensor? order=None, Tensor({alias}!)? key=None, bool include_self=False, float scale=1.0"
+
+SCHEMAS = (
+    # K [T, T] float64: K_ij = <g_i, g_j>, accumulated in float64
+    "gram(Tensor?[] grads, int tasks, bool stacked=False) -> Tensor",
+    # w [T] float64 from K
+    f"pcgrad_weights(Tensor gram, {_PCGRAD.format(alias='a')}) -> Tensor",
+    # sum_t w_t g_t, one tensor a position
+    "combine(Tensor?[] grads, Tensor weights, bool stacked=False) -> Tensor[]",
+    "combine_(Tensor(a!)[] out, Tensor?[] grads, Tensor weights, bool stacked=False, bool accumulate=False) -> ()",
+    # the three in one call -> (K, w)
+    "pcgrad_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked=False, "
+    f"{_PCGRAD.format(alias='b')}, bool accumulate=False) -> (Tensor, Tensor)",
+)
+
+for _schema in SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
