@@ -18,8 +18,8 @@ GENERATED = "generated"
 _GENERATED_COUNT = {"train": 512, "val": 128}
 _PNG_SPLITS = {"train": ("train",), "val": ("test", "val")}
 _LAYOUTS = (
-    f'"{GENERATED}", a path to nyu_depth_v2_labeled.mat, a folder with train/image/*.npy and val/image/*.npy, or a folder '
-    "with train/rgb/*.jpg and test/rgb/*.jpg"
+    f'"{GENERATED}", the path of nyu_depth_v2_labeled.mat, of a folder with train/image/*.npy and '
+    "val/image/*.npy, or of a folder with train/rgb/*.jpg and test/rgb/*.jpg"
 )
 
 
@@ -33,7 +33,7 @@ def open_dataset(
     seed: int = 0,
     count: int | None = None,
 ) -> NYUv2Dataset:
-    """Opens generated rooms, a .mat file, an npy folder or a PNG folder; the format is recognized from what is there.
+    """Opens generated rooms, a .mat file, an npy folder or a PNG folder, recognized from what is there.
 
     Args:
         source: "generated", or the path of the data.
@@ -45,8 +45,8 @@ def open_dataset(
         count: at most this many samples; of generated rooms, exactly as many (default: 512 train, 128 val).
 
     Returns:
-        A map-style data set of samples with image float32 [3, H, W], segmentation int64 [H, W], depth float32 [1, H, W]
-        and, where the data has them, normal float32 [3, H, W].
+        A map-style data set of samples with image float32 [3, H, W], segmentation int64 [H, W], depth
+        float32 [1, H, W] and, where the data has them, normal float32 [3, H, W].
 
     Raises:
         MissingDataError: a directory, a folder or a partner file is not there.

@@ -17,8 +17,11 @@ _LARGEST_ZOOM = 1.5
 
 @dataclass(frozen=True)
 class View:
-    """How a sample is shown: zoom (>= 1) into a window at `across` and `down` (0..1 of the free play), mirrored or not,
-    with factors on brightness, contrast and saturation and a shift of the hue in turns. The default shows it as it is."""
+    """How a sample is shown; by default as it is.
+
+    `zoom` (at least 1) into a window that lies at `across` and `down` of its free play (0..1), `mirrored`
+    or not, with factors on brightness, contrast and saturation and a shift of the hue in turns.
+    """
 
     zoom: float = 1.0
     across: float = 0.5
@@ -36,18 +39,17 @@ def draw_view(seed: int, epoch: int, index: int) -> View:
     zoom, across, down = float(rng.uniform(1, _LARGEST_ZOOM)), float(rng.random()), float(rng.random())
     mirrored = bool(rng.random() < 0.5)
     brightness, contrast, saturation = (float(f) for f in rng.uniform(0.8, 1.2, 3))
-    return View(
-        zoom, across, down, mirrored, brightness, contrast, saturation, float(rng.uniform(-0.03, 0.03))
-    )
+    return View(zoom, across, down, mirrored, brightness, contrast, saturation, float(rng.uniform(-0.03, 0.03)))
 
 
 def show(sample: Sample, view: View, size: tuple[int, int]) -> Sample:
     """The sample under a view, at `size` (height, width).
 
-    The image is resampled bilinearly with antialiasing; class ids, depth and normals take the nearest pixel, so no
-    value is ever mixed across an edge or with IGNORE. Zooming by s looks like a camera s times nearer: depth is divided
-    by s. The normals' matching change (their z times s, then unit length again) is left out, as all published NYUv2
-    multi-task pipelines do; they keep unit length. Mirroring negates the normals' x.
+    The image is resampled bilinearly with antialiasing; class ids, depth and normals take the nearest
+    pixel, so no value is ever mixed across an edge or with IGNORE. Zooming by s looks like a camera s times
+    nearer: depth is divided by s. The normals' matching change (their z times s, then unit length again) is
+    left out, as all published NYUv2 multi-task pipelines do; they keep unit length. Mirroring negates the
+    normals' x.
     """
     height, width = sample["segmentation"].shape
     rows, columns = max(1, round(height / view.zoom)), max(1, round(width / view.zoom))
@@ -55,18 +57,18 @@ def show(sample: Sample, view: View, size: tuple[int, int]) -> Sample:
     zoom = math.sqrt(height * width / (rows * columns))  # of the window in whole pixels
 
     def window(tensor: torch.Tensor, mode: InterpolationMode) -> torch.Tensor:  # [..., H, W] -> [..., *size]
-        crop = F.crop(tensor, top, left, rows, columns)
+        crop: torch.Tensor = F.crop(tensor, top, left, rows, columns)
         crop = F.resize(crop, list(size), interpolation=mode, antialias=mode is InterpolationMode.BILINEAR)
-        return F.horizontal_flip(crop) if view.mirrored else crop
+        if view.mirrored:
+            crop = F.horizontal_flip(crop)
+        return crop
 
     shown = {"image": _recolored(window(sample["image"], InterpolationMode.BILINEAR), view)}
     shown["segmentation"] = window(sample["segmentation"][None], InterpolationMode.NEAREST_EXACT)[0]
     shown["depth"] = window(sample["depth"], InterpolationMode.NEAREST_EXACT) / zoom
     if "normal" in sample:
         normal = window(sample["normal"], InterpolationMode.NEAREST_EXACT)
-        shown["normal"] = (
-            normal * normal.new_tensor([-1.0, 1.0, 1.0])[:, None, None] if view.mirrored else normal
-        )
+        shown["normal"] = normal * normal.new_tensor([-1.0, 1.0, 1.0])[:, None, None] if view.mirrored else normal
     return {key: value.contiguous() for key, value in shown.items()}
 
 

@@ -45,7 +45,7 @@ class NYUv2Dataset(Dataset[Sample]):
         self._length = len(source) if count is None else min(count, len(source))
         self._kept: dict[int, Sample] | None = {} if keep else None
         # In shared memory, so that the workers of a persistent loader see set_epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random views of the coming epoch; call it before iterating over the loader."""

@@ -35,8 +35,9 @@ def paired_files(split: Path, kinds: Mapping[str, Kind]) -> list[dict[str, Path]
         if lacking:
             owner = next(files[lacking[0]] for files in found.values() if lacking[0] in files)
             raise MissingDataError(
-                f"{split / kind.folder}: expected {lacking[0]}{kind.suffixes[0]} as the partner of {owner}, found none "
-                f"({len(lacking)} of {len(stems)} samples lack it); restore the file or remove its partners"
+                f"{split / kind.folder}: expected {lacking[0]}{kind.suffixes[0]} as the partner of "
+                f"{owner}, found none ({len(lacking)} of {len(stems)} samples lack it); "
+                "restore it or remove its partners"
             )
     return [{key: files[stem] for key, files in found.items()} for stem in stems]
 
@@ -48,14 +49,10 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
             if path.stem in files:
-                raise DataError(
-                    f"{path}: expected one file a sample, found {files[path.stem].name} too; remove one"
-                )
+                raise DataError(f"{path}: expected one file a sample, found {files[path.stem].name} too; remove one")
             files[path.stem] = path
     return files
 
 
 def _natural(stem: str) -> tuple[tuple[int, str], ...]:
-    return tuple(
-        (int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", stem) if part
-    )
+    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", stem) if part)

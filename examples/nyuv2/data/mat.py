@@ -1,4 +1,4 @@
-"""The official nyu_depth_v2_labeled.mat with splits.mat, classMapping40.mat and class13Mapping.mat beside it."""
+"""The official nyu_depth_v2_labeled.mat, with splits.mat and the two class mappings beside it."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _WHERE = {
 class MatFile:
     """One official split of the labelled data set (Silberman et al., ECCV 2012), 640×480.
 
-    The file is MATLAB 7.3, that is HDF5 with MATLAB's axes reversed: images [N, 3, 640, 480] uint8, depths and labels
-    [N, 640, 480], in metres and in 0..894 with 0 where unlabelled. The file is opened by each process on its own, at
-    its first sample. The three small files are MATLAB 5 and need SciPy.
+    The file is MATLAB 7.3, that is HDF5 with MATLAB's axes reversed: images [N, 3, 640, 480] uint8, depths
+    and labels [N, 640, 480], in metres and in 0..894 with 0 where unlabelled. The file is opened by each
+    process on its own, at its first sample. The three small files are MATLAB 5 and need SciPy.
     """
 
     def __init__(self, path: Path, *, split: Literal["train", "val"], classes: int) -> None:
@@ -57,13 +57,11 @@ class MatFile:
             depth = file["depths"][member].T
             labels = file["labels"][member].T
         except OSError as error:
-            raise DataError(
-                f"{self._path}: expected sample {member}, found damage ({error}); download it again"
-            ) from error
+            raise DataError(f"{self._path}: expected sample {member}, found damage ({error}); download it again") from error
         if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(self._class_of):
             raise DataError(
-                f"{self._path}, labels of sample {member}: expected integers in 0..{len(self._class_of) - 1}, found "
-                f"{labels.dtype} {labels.min()}..{labels.max()}"
+                f"{self._path}, labels[{member}]: expected integers in 0..{len(self._class_of) - 1}, "
+                f"found {labels.dtype} in {labels.min()}..{labels.max()}; check classMapping40.mat"
             )
         return make_sample(
             image=image,
@@ -111,14 +109,14 @@ class MatFile:
             raise DataError(f"{path}: expected pictures in {_SPLIT_NAMES[split]}, found an empty split")
         if members.min() < 0 or members.max() >= self._count:
             raise DataError(
-                f"{path}: expected {_SPLIT_NAMES[split]} in 1..{self._count}, the pictures of {self._path}, found "
-                f"{members.min() + 1}..{members.max() + 1}; use the splits of the same release"
+                f"{path}: expected {_SPLIT_NAMES[split]} in 1..{self._count}, the pictures of {self._path}, "
+                f"found {members.min() + 1}..{members.max() + 1}; use the splits of the same release"
             )
         return members
 
 
 def _class_table(folder: Path, classes: int) -> Array:
-    """Class of every label of the file: label 0 (unlabelled) -> IGNORE, label k -> its class from 0. [895] int64"""
+    """The class of every label of the file, from 0; label 0 (unlabelled) is IGNORE. [895] int64"""
     path = folder / "classMapping40.mat"
     mapped = _small_array(path, "mapClass").astype(np.int64).ravel() - 1  # [894], 0..39
     _require_range(path, "mapClass", mapped, 40)
@@ -140,18 +138,14 @@ def _require_range(path: Path, name: str, ids: Array, classes: int) -> None:
 def _small_array(path: Path, name: str, member: str | None = None) -> Array:
     """An array of a MATLAB 5 file, or one member of a struct in it."""
     if not path.is_file():
-        raise MissingDataError(
-            f"{path}: expected this file beside the .mat file, found none; {_WHERE[path.name]}"
-        )
+        raise MissingDataError(f"{path}: expected this file beside the .mat file, found none; {_WHERE[path.name]}")
     io = _library("scipy.io", "scipy")
     try:
         content = io.loadmat(path)[name]
         return np.asarray(content if member is None else content[member][0, 0])
     except (OSError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as error:
         wanted = name if member is None else f"{name}.{member}"
-        raise DataError(
-            f"{path}: expected a MATLAB 5 file with {wanted}, found trouble ({error!r})"
-        ) from error
+        raise DataError(f"{path}: expected a MATLAB 5 file with {wanted}, found trouble ({error!r})") from error
 
 
 def _open(path: Path) -> Any:
@@ -159,15 +153,11 @@ def _open(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise DataError(
-            f"{path}: expected a MATLAB 7.3 (HDF5) file, found one that does not open ({error})"
-        ) from error
+        raise DataError(f"{path}: expected a MATLAB 7.3 (HDF5) file, found one that does not open ({error})") from error
 
 
 def _library(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise DataError(
-            f"source: reading the .mat file needs {package}, found none; pip install {package}"
-        ) from error
+        raise DataError(f"source: reading the .mat file needs {package}, found none; pip install {package}") from error

@@ -13,11 +13,11 @@ _UNLABELLED = -1
 
 
 class NpyFolder:
-    """One split of an npy folder (Liu, Johns and Davison, End-to-End Multi-Task Learning with Attention, CVPR 2019).
+    """One split of the npy folder that came with MTAN (Liu, Johns and Davison, CVPR 2019).
 
-    image [H, W, 3] in 0..1, label [H, W] with -1 where unlabelled, depth [H, W, 1] or [H, W] in metres and normal
-    [H, W, 3], both zero where invalid. Normals are taken as x right, y up, z towards the camera. A split without the
-    normal folder has no normal task.
+    image [H, W, 3] in 0..1, label [H, W] with -1 where unlabelled, depth [H, W, 1] or [H, W] in metres and
+    normal [H, W, 3], both zero where invalid. Normals are taken as x right, y up, z towards the camera. A
+    split without the normal folder has no normal task.
     """
 
     def __init__(self, split: Path, *, classes: int) -> None:
@@ -51,11 +51,7 @@ def _read(path: Path) -> Array:
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{path}: expected a whole .npy array, found one that does not load ({error})"
-        ) from error
+        raise DataError(f"{path}: expected a whole .npy array, found one that does not load ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise DataError(
-            f"{path}: expected one numeric array, found {getattr(array, 'dtype', type(array).__name__)}"
-        )
+        raise DataError(f"{path}: expected one numeric array, found {getattr(array, 'dtype', type(array).__name__)}")
     return array

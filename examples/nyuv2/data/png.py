@@ -18,9 +18,9 @@ _OTHERPROP = 39  # of the 40 classes
 class PngFolder:
     """One split of a PNG folder.
 
-    rgb is 8-bit RGB; depth is 16-bit grey in millimetres, 0 where invalid; seg13 and seg40 are 8-bit class ids from 0,
-    255 where unlabelled. The common release folds the unlabelled pixels of its training split into class 39 of seg40
-    and class 6 of seg13, so with `folded` a pixel whose seg40 is 39 becomes IGNORE.
+    rgb is 8-bit RGB; depth is 16-bit grey in millimetres, 0 where invalid; seg13 and seg40 are 8-bit class
+    ids from 0, 255 where unlabelled. The common release folds the unlabelled pixels of its training split
+    into class 39 of seg40 and class 6 of seg13, so with `folded` a pixel whose seg40 is 39 becomes IGNORE.
     """
 
     def __init__(self, split: Path, *, folded: bool, classes: int) -> None:
@@ -37,8 +37,8 @@ class PngFolder:
                 kinds["seg40"] = Kind("seg40", (".png",))
             else:
                 warnings.warn(
-                    f"{split}: expected seg40/, which tells unlabelled pixels from objects in the training split, found "
-                    "none; pixels of class 6 (objects) that nobody labelled will be trained on",
+                    f"{split}: expected seg40/, which tells unlabelled pixels from objects in the training "
+                    "split, found none; the unlabelled pixels will be trained on as objects",
                     stacklevel=3,
                 )
                 self._folded = False
@@ -55,7 +55,8 @@ class PngFolder:
             folded = labels if fine is None else _read(fine, ("L", "P"), "8-bit class ids")
             if folded.shape != labels.shape:
                 raise DataError(
-                    f"{fine}: expected shape {list(labels.shape)} like {files['segmentation']}, found {list(folded.shape)}"
+                    f"{fine}: expected shape {list(labels.shape)} like {files['segmentation']}, "
+                    f"found {list(folded.shape)}; restore the pair"
                 )
             labels = np.where(folded == _OTHERPROP, IGNORE, labels)
         depth = _read(files["depth"], ("I;16", "I;16B", "I"), "16-bit grey depth in millimetres")
@@ -75,9 +76,7 @@ def _read(path: Path, modes: tuple[str, ...], expected: str) -> Array:
             mode = picture.mode
             pixels = np.array(picture)
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(
-            f"{path}: expected an image, found one that does not decode ({error}); restore the file"
-        ) from error
+        raise DataError(f"{path}: expected an image, found one that does not decode ({error}); restore the file") from error
     if mode not in modes:
         raise DataError(f"{path}: expected {expected}, found an image of mode {mode}; convert it")
     return pixels

@@ -1,7 +1,8 @@
 """Ray casting of boxes, ellipsoids and cylinders: exact depth and normals of a scene under a pinhole camera.
 
-Camera coordinates are x right, y up, z towards the camera, so the ray of a pixel is (x, y, -1) and its parameter is
-the depth along the optical axis. Every solid is a unit shape in its own scaled frame, hence one transform serves all.
+Camera coordinates are x right, y up, z towards the camera, so the ray of a pixel is (x, y, -1) and its
+parameter is the depth along the optical axis. Every solid is a unit shape in its own scaled frame, hence
+one transform serves all.
 """
 
 from __future__ import annotations
@@ -19,17 +20,21 @@ BOX, ELLIPSOID, CYLINDER = 0, 1, 2
 """Shapes inscribed in [-1, 1]³ of the scaled frame; a cylinder's axis is y."""
 
 _NEAR = 0.05  # metres: a corner nearer than this has no useful projection
-_PARALLEL = 1e-9  # a direction this small is replaced, so that no slab test divides by zero
+_TINY = np.float32(1e-12)  # too small to change a direction, enough to keep an exact zero from the division
 
 
 @dataclass(frozen=True)
 class Solids:
-    """N solids. shape [N]; center [N, 3] and half extents [N, 3] in metres; rotation [N, 3, 3], world from local."""
+    """N solids: shape [N], center and half extents [N, 3] in metres, rotation [N, 3, 3] world from local."""
 
     shape: Ints
     center: Floats
     half: Floats
     rotation: Floats
+
+    def after(self, first: int) -> Solids:
+        """All but the first ones."""
+        return Solids(self.shape[first:], self.center[first:], self.half[first:], self.rotation[first:])
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,12 @@ class Camera:
 
 @dataclass(frozen=True)
 class Hits:
-    """What the rays met. depth [H, W] metres; solid [H, W] index; normal [3, H, W] unit, camera coordinates;
-    unit [3, H, W] the point in the solid's scaled frame, -1..1; axis [H, W] the face: the axis of its local normal."""
+    """What the rays met.
+
+    depth [H, W] in metres; solid [H, W], its index; normal [3, H, W] in camera coordinates; unit [3, H, W],
+    the point in the solid's scaled frame, -1..1; axis [H, W], the face: the axis its local normal points
+    along.
+    """
 
     depth: Floats
     solid: Ints
@@ -65,7 +74,7 @@ class Hits:
 
 
 def cast(solids: Solids, camera: Camera) -> Hits:
-    """The first solid each pixel's ray meets. The camera must lie outside every solid; each ray must meet one."""
+    """The first solid each pixel's ray meets. The camera stands outside the solids; each ray must meet one."""
     x, y = camera.rays()
     to_unit = (solids.rotation.transpose(0, 2, 1) @ camera.rotation) / solids.half[:, :, None]  # [N, 3, 3]
     offset = camera.position - solids.center
@@ -78,36 +87,44 @@ def cast(solids: Solids, camera: Camera) -> Hits:
         m = to_unit[index]
         column = m[:, 0, None] * x[left:right]  # [3, w]
         row = m[:, 1, None] * y[top:bottom] - m[:, 2, None]  # [3, h]
-        near, far = _interval(
-            int(solids.shape[index]), origin[index, :, None, None], column[:, None] + row[:, :, None]
-        )
+        near, far = _interval(int(solids.shape[index]), origin[index, :, None, None], column[:, None] + row[:, :, None])
         window = depth[top:bottom, left:right]
         hit = (near <= far) & (near > 0) & (near < window)
-        window[hit] = near[hit]
+        np.copyto(window, near, where=hit)
         solid[top:bottom, left:right][hit] = index
     if not np.isfinite(depth).all():
         raise ValueError("solids: expected a closed room, found a ray that meets nothing")
-    return _describe(solids, to_unit, origin, depth, solid, x, y)
+    return _describe(solids, camera, (to_unit, origin), depth, solid)
 
 
 def occluded(solids: Solids, points: Floats, light: Floats) -> npt.NDArray[np.bool_]:
-    """Whether a solid lies between each point and the light. points [3, P] and light [3] in world coordinates -> [P]."""
-    blocked = np.zeros(points.shape[1], np.bool_)
+    """Whether a solid lies between each point [3, P] and the light [3], in world coordinates. -> [P]"""
+    # Only points inside the cone of a solid's bounding sphere, seen from the light, can lie in its shadow.
+    radius = np.linalg.norm(solids.half, axis=1)
+    axis = solids.center - light  # [N, 3]
+    distance = np.linalg.norm(axis, axis=1)
+    sine = np.minimum(radius / np.maximum(distance, _NEAR), 1)
+    cosine = np.where(distance > radius, np.sqrt(1 - sine * sine), np.float32(-1))
+    beam = points - light[:, None]  # [3, P]
+    reach = np.sqrt(np.square(beam).sum(axis=0))
+    axis /= np.maximum(distance, _NEAR)[:, None]
+    inside = axis @ (beam / reach) > cosine[:, None] - 1e-3  # [N, P]
+    inside &= reach > (distance - radius)[:, None]
     to_unit = solids.rotation.transpose(0, 2, 1) / solids.half[:, :, None]  # [N, 3, 3]
-    toward = light[:, None] - points  # [3, P]
-    for shape, matrix, center in zip(solids.shape, to_unit, solids.center, strict=True):
-        near, far = _interval(int(shape), matrix @ (points - center[:, None]), matrix @ toward)
-        # Segment parameters: a solid that ends at the light (a lamp's shade) or at the point (itself) does not count.
-        blocked |= (near <= far) & (near < 0.98) & (far > 1e-3)
+    blocked = np.zeros(points.shape[1], np.bool_)
+    for shape, matrix, center, mask in zip(solids.shape, to_unit, solids.center, inside, strict=True):
+        at = np.flatnonzero(mask & ~blocked)
+        start = matrix @ (points.take(at, axis=1) - center[:, None])
+        near, far = _interval(int(shape), start, matrix @ -beam.take(at, axis=1))
+        # Segment parameters: a solid that ends at the point (its own) or starts at the light does not count.
+        blocked[at] = (near <= far) & (near < 0.98) & (far > 1e-3)
     return blocked
 
 
 def _windows(solids: Solids, camera: Camera) -> list[tuple[int, int, int, int]]:
     """Per solid: rows top..bottom and columns left..right that hold its projection (empty: not in view)."""
     signs = np.array(np.meshgrid([-1, 1], [-1, 1], [-1, 1])).reshape(3, 8).T.astype(np.float32)  # [8, 3]
-    corners = (
-        np.einsum("nij,nkj->nki", solids.rotation, signs * solids.half[:, None]) + solids.center[:, None]
-    )
+    corners = np.einsum("nij,nkj->nki", solids.rotation, signs * solids.half[:, None]) + solids.center[:, None]
     seen = (corners - camera.position) @ camera.rotation  # [N, 8, 3]
     depth = -seen[..., 2]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -127,7 +144,7 @@ def _windows(solids: Solids, camera: Camera) -> list[tuple[int, int, int, int]]:
 
 
 def _interval(shape: int, origin: Floats, direction: Floats) -> tuple[Floats, Floats]:
-    """Ray parameters at which origin + t·direction [3, ...] enters and leaves the unit shape; near > far: a miss."""
+    """Where the rays origin + t·direction [3, ...] enter and leave the unit shape; near > far: a miss."""
     if shape == ELLIPSOID:
         return _round(origin, direction)
     if shape == BOX:
@@ -139,39 +156,38 @@ def _interval(shape: int, origin: Floats, direction: Floats) -> tuple[Floats, Fl
 
 
 def _slab(origin: Floats, direction: Floats) -> tuple[Floats, Floats]:
-    inverse = 1 / np.where(np.abs(direction) < _PARALLEL, np.float32(_PARALLEL), direction)
+    inverse = 1 / (direction + _TINY)
     middle = -origin * inverse
     reach = np.abs(inverse)
     return middle - reach, middle + reach
 
 
 def _round(origin: Floats, direction: Floats) -> tuple[Floats, Floats]:
-    a = np.maximum(np.square(direction).sum(axis=0), np.float32(_PARALLEL))
+    a = np.maximum(np.square(direction).sum(axis=0), _TINY)
     middle = -(origin * direction).sum(axis=0) / a
     # |o + middle·d|² is the squared distance of the ray from the axis: no cancellation, unlike b² - 4ac.
     distance = np.square(origin + middle * direction).sum(axis=0)
     reach = np.sqrt(np.maximum(1 - distance, 0) / a)
-    return np.where(distance < 1, middle - reach, np.float32(np.inf)), middle + reach
+    near = np.where(distance < 1, middle - reach, np.float32(np.inf))
+    return np.asarray(near, np.float32), np.asarray(middle + reach, np.float32)
 
 
-def _describe(
-    solids: Solids, to_unit: Floats, origin: Floats, depth: Floats, solid: Ints, x: Floats, y: Floats
-) -> Hits:
-    matrix = to_unit.transpose(1, 2, 0)[:, :, solid]  # [3, 3, H, W]
-    unit = origin.T[:, solid] + depth * (
-        matrix[:, 0] * x + matrix[:, 1] * y[:, None] - matrix[:, 2]
-    )  # [3, H, W]
-    shape = solids.shape[solid]
+def _describe(solids: Solids, camera: Camera, frames: tuple[Floats, Floats], depth: Floats, solid: Ints) -> Hits:
+    """The hits' normals and faces; frames: the camera in the solids' scaled frames, [N, 3, 3] and [N, 3]."""
+    x, y = camera.rays()
+    to_unit, origin = frames
+    matrix = to_unit.reshape(-1, 9).T.copy().take(solid, axis=1).reshape(3, 3, *depth.shape)
+    unit = matrix[:, 0] * x + matrix[:, 1] * y[:, None] - matrix[:, 2]  # [3, H, W]
+    unit = unit * depth + origin.T.copy().take(solid, axis=1)
+    shape = solids.shape.take(solid)
     size = np.abs(unit)
-    radius = np.hypot(unit[0], unit[2])
     axis = size.argmax(axis=0)
-    wall = np.where(size[0] > size[2], 0, 2)
-    axis = np.where(shape == CYLINDER, np.where(size[1] > radius, 1, wall), axis)
-    flat = (shape == BOX) | ((shape == CYLINDER) & (axis == 1))
-    gradient = unit.copy()  # of the round shapes' implicit functions
-    gradient[1] *= shape != CYLINDER
-    face = np.sign(unit) * (np.arange(3)[:, None, None] == axis)
-    gradient = np.where(flat, face, gradient)
-    normal = (matrix * gradient[:, None]).sum(axis=0)  # the transposed inverse of the scaled frame
+    cylinder = shape == CYLINDER
+    cap = np.square(unit[1]) > np.square(unit[0]) + np.square(unit[2])
+    axis = np.where(cylinder, np.where(cap, 1, np.where(size[0] > size[2], 0, 2)), axis)
+    flat = (shape == BOX) | (cylinder & cap)
+    gradient = np.where(flat, np.sign(unit) * (np.arange(3)[:, None, None] == axis), unit)
+    gradient[1] *= flat | ~cylinder
+    normal = (matrix * gradient[:, None]).sum(axis=0)  # the scaled frame's inverse transpose
     normal /= np.sqrt(np.square(normal).sum(axis=0))
-    return Hits(depth, solid, normal.astype(np.float32), unit.astype(np.float32), axis)
+    return Hits(depth, solid, normal, unit, axis)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -13,53 +12,57 @@ import numpy as np
 import numpy.typing as npt
 
 from nyuv2.data import furniture as fu
-from nyuv2.data.furniture import Maker, Part, Piece
-from nyuv2.data.raycast import Camera, Floats, Solids, cast
+from nyuv2.data.lighting import Lights, Scene, photograph
+from nyuv2.data.parts import (
+    CEILING,
+    FLOOR,
+    PICTURE,
+    TV,
+    WALL,
+    WINDOW,
+    Area,
+    Maker,
+    Part,
+    Piece,
+    Point,
+    footprint,
+    moved,
+    placed,
+    solids_of,
+)  # fmt: skip
+from nyuv2.data.raycast import Camera, Hits, cast
 from nyuv2.data.sample import CLASSES_13, DataError, DataInfo, Sample, class_names, make_sample
-from nyuv2.data.surfaces import Color, Lights, Material, Pattern, photograph
+from nyuv2.data.textures import Color, Material, Pattern
 
 Split = Literal["train", "val"]
 
 _STREAM = {"train": 0, "val": 1}
 _KINECT_FOCAL = 519.0  # pixels of a 640×480 frame
-_CLEARANCE = 0.75  # metres between the camera and the nearest furniture
+_CLEARANCE = 0.7  # metres between the camera and the nearest furniture
 _SHELL = 0.1  # metres: thickness of walls, floor and ceiling
 
-_ROOMS: tuple[tuple[Maker, ...], ...] = (  # what stands along the walls, the first pieces surely
+_ALONG_WALLS: tuple[tuple[Maker, ...], ...] = (  # by kind of room: bed, living, work, dining
     (fu.bed, fu.night_stand, fu.wardrobe, fu.dresser, fu.night_stand, fu.desk, fu.shelf, fu.tv_stand, fu.bed),
     (fu.sofa, fu.tv_stand, fu.shelf, fu.sofa, fu.floor_lamp, fu.dresser, fu.plant, fu.shelf),
     (fu.desk, fu.shelf, fu.dresser, fu.desk, fu.shelf, fu.sofa, fu.wardrobe, fu.plant),
     (fu.counter, fu.dresser, fu.counter, fu.tv_stand, fu.shelf, fu.plant, fu.sofa),
 )
-_CENTERS: tuple[tuple[Maker, ...], ...] = (  # what stands free in the room
-    (fu.chair, fu.things_on_the_floor),
-    (fu.coffee_table, fu.sofa, fu.chair),
-    (fu.chair, fu.chair, fu.table),
-    (fu.table, fu.chair, fu.chair, fu.chair, fu.chair),
+_FREE: tuple[tuple[Maker, ...], ...] = (
+    (fu.chair, fu.things_on_the_floor, fu.things_on_the_floor),
+    (fu.coffee_table, fu.sofa, fu.chair, fu.things_on_the_floor),
+    (fu.table, fu.chair, fu.chair, fu.things_on_the_floor),
+    (fu.table, fu.chair, fu.chair, fu.things_on_the_floor),
 )
 
 
 @dataclass(frozen=True)
-class Room:
-    """A furnished room: its size (x, y, z) in metres, the solids with their classes and materials, and its lights."""
-
-    size: Floats
-    solids: Solids
-    labels: npt.NDArray[np.int64]
-    materials: list[Material]
-    lights: Lights
-
-
-@dataclass(frozen=True)
 class Picture:
-    """What one camera sees of one room. image uint8 [H, W, 3]; segmentation int64 [H, W]; depth float32 [H, W];
-    normal float32 [H, W, 3]; solid int64 [H, W]: which of the room's solids each pixel shows."""
+    """What one camera sees of one room: image uint8 [H, W, 3], class ids int64 [H, W], and the exact hits."""
 
     image: npt.NDArray[np.uint8]
     segmentation: npt.NDArray[np.int64]
-    depth: Floats
-    normal: Floats
-    solid: npt.NDArray[np.int64]
+    hits: Hits
+    camera: Camera
 
 
 class GeneratedRooms:
@@ -79,119 +82,69 @@ class GeneratedRooms:
         return self._count
 
     def load(self, index: int) -> Sample:
-        picture, _ = take_picture(self._seed, self._split, index, self._size)
+        picture = take_picture(self._seed, self._split, index, self._size)
         origin = f"generated room {index} of {self._split}, seed {self._seed}"
         return make_sample(
             image=picture.image,
             segmentation=picture.segmentation,
-            depth=picture.depth,
-            normal=picture.normal,
+            depth=picture.hits.depth,
+            normal=picture.hits.normal.transpose(1, 2, 0),
             classes=len(CLASSES_13),
             origin=dict.fromkeys(("image", "segmentation", "depth", "normal"), origin),
         )
 
 
-def take_picture(seed: int, split: Split, index: int, size: tuple[int, int]) -> tuple[Picture, Camera]:
-    """Builds room `index` of a split and takes its picture at `size`; the room does not depend on the size."""
-    plan, sensor = np.random.SeedSequence([seed, _STREAM[split], index]).spawn(2)
-    rng = Random(int.from_bytes(plan.generate_state(4).tobytes(), "little"))
-    room, camera = _build(rng, size)
-    hits = cast(room.solids, camera)
-    noise = np.random.Generator(np.random.Philox(sensor))
-    image = photograph(hits, room.solids, room.materials, room.lights, camera, room.size, noise)
-    normal = np.ascontiguousarray(hits.normal.transpose(1, 2, 0))
-    return Picture(image, room.labels[hits.solid], hits.depth, normal, hits.solid), camera
-
-
-def _build(rng: Random, size: tuple[int, int]) -> tuple[Room, Camera]:
-    plan = _Plan(rng)
-    plan.shell()
+def take_picture(seed: int, split: Split, index: int, size: tuple[int, int]) -> Picture:
+    """Builds room `index` of a split and takes its picture; the room does not depend on the size."""
+    plan_stream, sensor_stream = np.random.SeedSequence([seed, _STREAM[split], index]).spawn(2)
+    plan = _Plan(Random(int.from_bytes(plan_stream.generate_state(4).tobytes(), "little")))
     camera = plan.camera(size)
-    for _ in range(4):
-        plan.decorate_wall()
-    kind = rng.randrange(len(_ROOMS))
-    for number, maker in enumerate(_ROOMS[kind]):
-        if number < 2 or rng.random() < 0.6:
-            plan.stand_at_a_wall(maker)
-    for number, maker in enumerate(_CENTERS[kind]):
-        if number == 0 or rng.random() < 0.7:
-            plan.stand_free(maker)
-    for maker in (fu.things_on_the_floor, fu.plant, fu.chair, fu.floor_lamp):
-        if rng.random() < 0.35:
-            plan.stand_free(maker)
-    return plan.room(), camera
+    plan.furnish()
+    scene = plan.scene()
+    hits = cast(scene.solids, camera)
+    image = photograph(scene, hits, camera, np.random.Generator(np.random.Philox(sensor_stream)))
+    labels = np.array([part.label for part in plan.parts], np.int64)
+    return Picture(image, labels[hits.solid], hits, camera)
 
 
 class _Plan:
-    """A room under construction: parts in world coordinates, and the floor area already taken."""
+    """A room under construction: its parts in world coordinates, and the floor that is taken."""
 
     def __init__(self, rng: Random) -> None:
         self.rng = rng
-        self.width, self.height, self.depth = (
-            rng.uniform(3.0, 5.5),
-            rng.uniform(2.3, 3.0),
-            rng.uniform(3.2, 6.5),
-        )
-        self.palette = tuple(_color(rng) for _ in range(7))
+        self.width, self.depth = rng.uniform(3.0, 5.2), rng.uniform(3.2, 6.2)
+        self.height = rng.uniform(2.3, 3.0)
+        self.palette = [_color(rng) for _ in range(7)]
         self.parts: list[Part] = []
-        self.taken: list[tuple[float, float, float, float]] = []  # left, right, back, front
-        self.walls = [  # origin of the wall's frame, its yaw, its length
+        self.taken: list[Area] = []
+        self.windows: list[Point] = []
+        self.walls = (  # where the wall's middle stands, the yaw of its frame, its length
             ((self.width / 2, 0.0), 0.0, self.width),
             ((self.width / 2, self.depth), math.pi, self.width),
             ((0.0, self.depth / 2), math.pi / 2, self.depth),
             ((self.width, self.depth / 2), -math.pi / 2, self.depth),
-        ]
-        self.bare_walls = list(range(4))
-        self.daylight: list[tuple[float, float, float]] = []
-
-    def piece(self) -> Piece:
-        return Piece(self.rng, self.palette)
-
-    def shell(self) -> None:
-        w, h, d = self.width, self.height, self.depth
-        p = self.piece()
-        cover = (Pattern.PLAIN, Pattern.WOOD, Pattern.GRID, Pattern.BLOTCHES, Pattern.CHECKS)
-        paper = (Pattern.PLAIN, Pattern.PLAIN, Pattern.STRIPES, Pattern.BLOTCHES, Pattern.GRID)
-        wide, long = w + 2 * _SHELL, d + 2 * _SHELL
-        p.add(fu.FLOOR, (w / 2, -_SHELL, d / 2), (wide, _SHELL, long), p.material(*cover, period=0.4))
-        ceiling = p.material(Pattern.PLAIN, Pattern.PLAIN, Pattern.GRID, Pattern.WOOD, period=0.6)
-        p.add(fu.CEILING, (w / 2, h, d / 2), (wide, _SHELL, long), ceiling)
-        wall = p.material(*paper, period=0.3)
-        accent = p.material(*paper, period=0.3) if p.chance(0.3) else wall
-        for z in (-_SHELL / 2, d + _SHELL / 2):
-            p.add(fu.WALL, (w / 2, 0, z), (wide, h, _SHELL), accent)
-        for x in (-_SHELL / 2, w + _SHELL / 2):
-            p.add(fu.WALL, (x, 0, d / 2), (_SHELL, h, long), wall)
-        if p.chance(0.4):  # a rug
-            size = (p.between(1.2, 2.2), 0.012, p.between(1.2, 2.4))
-            at = (w * p.between(0.35, 0.65), 0.0, d * p.between(0.35, 0.65))
-            p.add(
-                fu.FLOOR, at, size, p.material(Pattern.CHECKS, Pattern.BLOTCHES, Pattern.STRIPES, period=0.3)
-            )
-        self.parts += p.parts
+        )
 
     def camera(self, size: tuple[int, int]) -> Camera:
-        """Hand-held near one end of the room, looking towards the other; nothing may stand close to it."""
+        """Hand-held near one end of the room, looking towards the other; nothing will stand close to it."""
         rng = self.rng
         near, far = rng.uniform(0.08, 0.3), rng.uniform(0.6, 0.95)
         if rng.random() < 0.5:
             near, far = 1 - near, 1 - far
         x, z = self.width * rng.uniform(0.2, 0.8), self.depth * near
-        target_x, target_z = self.width * rng.uniform(0.2, 0.8), self.depth * far
         eye = min(rng.uniform(1.0, 1.75), self.height - 0.4)
-        look = rng.uniform(0.5, 1.5)
         self.taken.append((x - _CLEARANCE, x + _CLEARANCE, z - _CLEARANCE, z + _CLEARANCE))
-        back = np.array([x - target_x, eye - look, z - target_z])
+        target = (self.width * rng.uniform(0.2, 0.8), rng.uniform(0.4, 1.4), self.depth * far)
+        back = np.array([x, eye, z]) - target
         back /= np.linalg.norm(back)  # the camera's z
         roll = rng.gauss(0, math.radians(2.5))
         right = np.cross([math.sin(roll), math.cos(roll), 0.0], back)
         right /= np.linalg.norm(right)
-        rotation = np.stack([right, np.cross(back, right), back], axis=1)
         height, width = size
         focal = _KINECT_FOCAL * rng.uniform(0.9, 1.1)
         return Camera(
             position=np.array([x, eye, z], np.float32),
-            rotation=rotation.astype(np.float32),
+            rotation=np.stack([right, np.cross(back, right), back], axis=1).astype(np.float32),
             fx=focal * width / 640,
             fy=focal * height / 480,
             cx=width * (0.5 + rng.gauss(0, 0.01)),
@@ -200,135 +153,162 @@ class _Plan:
             width=width,
         )
 
-    def decorate_wall(self) -> None:
-        """Doors, windows, curtains, pictures and televisions side by side on one wall."""
-        number = self.bare_walls.pop()
-        origin, yaw, length = self.walls[number]
-        p = self.piece()
+    def furnish(self) -> None:
+        self._add_shell()
+        for origin, yaw, length in self.walls:
+            self._decorate(origin, yaw, length)
+        kind = self.rng.randrange(len(_ALONG_WALLS))
+        for number, maker in enumerate(_ALONG_WALLS[kind]):
+            if number < 2 or self.rng.random() < 0.8:
+                self._stand_at_a_wall(maker)
+        for number, maker in enumerate(_FREE[kind]):
+            if number == 0 or self.rng.random() < 0.7:
+                self._stand_free(maker)
+        for maker in (fu.plant, fu.chair, fu.floor_lamp):
+            if self.rng.random() < 0.3:
+                self._stand_free(maker)
+
+    def scene(self) -> Scene:
+        size = np.array([self.width, self.height, self.depth], np.float32)
+        materials = [part.material for part in self.parts]
+        return Scene(size, solids_of(self.parts), materials, self._lights(), shell=self.shell)
+
+    def _piece(self) -> Piece:
+        return Piece(self.rng, self.palette)
+
+    def _add_shell(self) -> None:
+        w, h, d = self.width, self.height, self.depth
+        wide, long = w + 2 * _SHELL, d + 2 * _SHELL
+        p = self._piece()
+        boards = (Pattern.PLAIN, Pattern.WOOD, Pattern.GRID, Pattern.BLOTCHES, Pattern.CHECKS)
+        paper = (Pattern.PLAIN, Pattern.PLAIN, Pattern.STRIPES, Pattern.BLOTCHES, Pattern.GRID)
+        p.add(FLOOR, (w / 2, -_SHELL, d / 2), (wide, _SHELL, long), p.material(*boards, period=0.4))
+        ceiling = p.material(Pattern.PLAIN, Pattern.PLAIN, Pattern.GRID, Pattern.WOOD, period=0.6)
+        p.add(CEILING, (w / 2, h, d / 2), (wide, _SHELL, long), ceiling)
+        wall = p.material(*paper, period=0.3)
+        accent = p.material(*paper, period=0.3) if p.chance(0.3) else wall
+        for z in (-_SHELL / 2, d + _SHELL / 2):
+            p.add(WALL, (w / 2, 0, z), (wide, h, _SHELL), accent)
+        for x in (-_SHELL / 2, w + _SHELL / 2):
+            p.add(WALL, (x, 0, d / 2), (_SHELL, h, long), wall)
+        if p.chance(0.4):
+            at = (w * p.between(0.35, 0.65), 0.0, d * p.between(0.35, 0.65))
+            rug = p.material(Pattern.CHECKS, Pattern.BLOTCHES, Pattern.STRIPES, period=0.3)
+            p.add(FLOOR, at, (p.between(1.2, 2.2), 0.012, p.between(1.2, 2.4)), rug)
+        self.parts += p.parts
+        self.shell = len(self.parts)
+
+    def _decorate(self, origin: tuple[float, float], yaw: float, length: float) -> None:
+        """Doors, windows, televisions and pictures side by side on one wall."""
+        p = self._piece()
+        has_windows = p.chance(0.55)
         x = -length / 2 + p.between(0.1, 0.5)
-        windows = p.chance(0.55)
         while True:
             draw = self.rng.random()
             if draw < 0.12:
-                width, height = p.between(0.75, 0.95), 2.05
-                door = p.material(Pattern.DRAWERS, Pattern.PLAIN, Pattern.WOOD, period=0.9)
-                tall, lift, label, thick = height, 0.0, fu.WALL, 0.04
-                material = door
-            elif draw < 0.5 and windows:
+                label, lift, thick = WALL, 0.0, 0.04
+                width, tall = p.between(0.75, 0.95), 2.05
+                cover = p.material(Pattern.DRAWERS, Pattern.PLAIN, Pattern.WOOD, period=0.9)
+            elif draw < 0.5 and has_windows:
+                label, lift, thick = WINDOW, p.between(0.75, 0.95), 0.03
                 width, tall = p.between(0.8, 1.8), p.between(0.9, 1.4)
-                lift, label, thick = p.between(0.75, 0.95), fu.WINDOW, 0.03
-                day = p.between(0.0, 1.6)
-                blind = p.chance(0.3)
-                material = p.material(
-                    Pattern.STRIPES if blind else Pattern.PANES, period=1.0, glow=day * (0.4 if blind else 1)
-                )
+                cover = self._glass(p)
             elif draw < 0.58:
+                label, lift, thick = TV, p.between(0.95, 1.3), p.between(0.05, 0.1)
                 width = p.between(0.8, 1.3)
-                tall, lift, label, thick = width * 0.58, p.between(0.95, 1.3), fu.TV, p.between(0.05, 0.1)
-                material = p.material(Pattern.SCREEN, glow=p.between(0, 0.6) if p.chance(0.4) else 0.0)
+                tall = width * 0.58
+                cover = p.material(Pattern.SCREEN, glow=p.between(0, 0.6) if p.chance(0.4) else 0.0)
             else:
+                label, lift, thick = PICTURE, p.between(1.15, 1.5), p.between(0.02, 0.04)
                 width, tall = p.between(0.3, 1.0), p.between(0.35, 0.8)
-                lift, label, thick = p.between(1.15, 1.5), fu.PICTURE, p.between(0.02, 0.04)
-                material = p.material(Pattern.FRAMED, Pattern.FRAMED, Pattern.COLLAGE)
+                cover = p.material(Pattern.FRAMED, Pattern.FRAMED, Pattern.COLLAGE)
             if x + width > length / 2 - 0.1:
                 break
             tall = min(tall, self.height - lift - 0.08)
             middle = x + width / 2
-            p.add(label, (middle, lift, thick / 2), (width, tall, thick), material)
-            if label == fu.WINDOW:
-                self._dress_window(p, middle, lift, width, tall)
-                self.daylight.append(_world(origin, yaw, (middle, lift + tall / 2, 0.4)))
+            p.add(label, (middle, lift, thick / 2), (width, tall, thick), cover)
+            if label == WINDOW:
+                self._dress_window(p, (middle, lift, 0.06), width, tall)
+                self.windows.append(placed((middle, lift + tall / 2, 0.4), origin, yaw))
             x += width + p.between(0.15, 0.9)
-        self.parts += _moved(p.parts, origin, yaw)
+        self.parts += moved(p.parts, origin, yaw)
 
-    def _dress_window(self, p: Piece, middle: float, lift: float, width: float, tall: float) -> None:
-        frame = p.material(Pattern.PLAIN, Pattern.WOOD)
-        p.add(fu.WINDOW, (middle, lift - 0.04, 0.06), (width + 0.1, 0.04, 0.12), frame)
+    def _glass(self, p: Piece) -> Material:
+        """Panes by day or by night, or closed blinds."""
+        daylight = p.between(0.0, 1.6)
+        if p.chance(0.3):
+            return p.material(Pattern.STRIPES, period=0.1, glow=0.4 * daylight)
+        return p.material(Pattern.PANES, period=1.0, glow=daylight)
+
+    def _dress_window(self, p: Piece, at: Point, width: float, tall: float) -> None:
+        """A sill, and maybe a curtain on each side."""
+        middle, lift, out = at
+        sill = p.material(Pattern.PLAIN, Pattern.WOOD)
+        p.add(WINDOW, (middle, lift - 0.04, out), (width + 0.1, 0.04, 2 * out), sill)
         if p.chance(0.4):
             cloth = p.material(Pattern.STRIPES, Pattern.DOTS, Pattern.BLOTCHES, Pattern.PLAIN, period=0.08)
             bottom = p.between(0.05, lift - 0.1)
             each = width * p.between(0.15, 0.3)
             for side in (-1, 1):
-                at = (middle + side * (width / 2 - each / 2 + 0.06), bottom, 0.11)
-                p.add(fu.WINDOW, at, (each, lift + tall + 0.08 - bottom, 0.07), cloth)
+                x = middle + side * (width / 2 - each / 2 + 0.06)
+                p.add(WINDOW, (x, bottom, 0.11), (each, lift + tall + 0.08 - bottom, 0.07), cloth)
 
-    def stand_at_a_wall(self, maker: Maker) -> None:
+    def _stand_at_a_wall(self, maker: Maker) -> None:
         """Places a piece with its back to some wall, where it fits; else it is left out."""
-        p = self.piece()
+        p = self._piece()
         maker(p)
-        left, right, back, front = p.footprint()
-        for _ in range(8):
+        area = footprint(p.parts)
+        left, right, back, _ = area
+        for _ in range(10):
             origin, yaw, length = self.walls[self.rng.randrange(4)]
-            room = (length - (right - left)) / 2 - 0.03
-            if room <= 0:
-                continue
-            shift = self.rng.uniform(-room, room) - (left + right) / 2
-            at = _world(origin, yaw, (shift, 0.0, 0.02 - back))
-            if self._claim(p, (at[0], at[2]), yaw):
-                return
+            play = (length - (right - left)) / 2 - 0.03
+            if play > 0:
+                shift = self.rng.uniform(-play, play) - (left + right) / 2
+                x, _, z = placed((shift, 0.0, 0.02 - back), origin, yaw)
+                if self._claim(area, (x, z), yaw):
+                    self.parts += moved(p.parts, (x, z), yaw)
+                    return
 
-    def stand_free(self, maker: Maker) -> None:
-        """Places a piece somewhere in the room, turned roughly along a wall."""
-        p = self.piece()
+    def _stand_free(self, maker: Maker) -> None:
+        """Places a piece somewhere in the room, roughly along a wall, where it fits; else it is left out."""
+        p = self._piece()
         maker(p)
-        for _ in range(8):
+        area = footprint(p.parts)
+        for _ in range(10):
             yaw = self.rng.randrange(4) * math.pi / 2 + self.rng.gauss(0, 0.15)
             at = (self.width * self.rng.uniform(0.1, 0.9), self.depth * self.rng.uniform(0.1, 0.9))
-            if self._claim(p, at, yaw):
+            if self._claim(area, at, yaw):
+                self.parts += moved(p.parts, at, yaw)
                 return
 
-    def _claim(self, p: Piece, at: tuple[float, float], yaw: float) -> bool:
-        left, right, back, front = p.footprint()
-        corners = [_world(at, yaw, (x, 0.0, z)) for x in (left, right) for z in (back, front)]
-        xs, zs = [c[0] for c in corners], [c[2] for c in corners]
-        area = (min(xs), max(xs), min(zs), max(zs))
-        if area[0] < 0.005 or area[1] > self.width - 0.005 or area[2] < 0.005 or area[3] > self.depth - 0.005:
+    def _claim(self, area: Area, at: tuple[float, float], yaw: float) -> bool:
+        """Takes the floor under a piece whose own frame stands at `at`, if it is free."""
+        corners = [placed((x, 0.0, z), at, yaw) for x in area[:2] for z in area[2:]]
+        left, right = min(c[0] for c in corners), max(c[0] for c in corners)
+        back, front = min(c[2] for c in corners), max(c[2] for c in corners)
+        gap = 0.005
+        if left < gap or right > self.width - gap or back < gap or front > self.depth - gap:
             return False
-        for other in self.taken:
-            if area[0] < other[1] and other[0] < area[1] and area[2] < other[3] and other[2] < area[3]:
+        for other_left, other_right, other_back, other_front in self.taken:
+            if left < other_right and other_left < right and back < other_front and other_back < front:
                 return False
-        self.taken.append(area)
-        self.parts += _moved(p.parts, at, yaw)
+        self.taken.append((left, right, back, front))
         return True
 
-    def room(self) -> Room:
-        parts = self.parts
-        yaw = np.array([p.yaw for p in parts])
-        pitch = np.array([p.pitch for p in parts])
-        solids = Solids(
-            shape=np.array([p.shape for p in parts], np.int64),
-            center=np.array([p.center for p in parts], np.float32),
-            half=np.array([p.half for p in parts], np.float32),
-            rotation=_rotations(yaw, pitch),
-        )
-        size = np.array([self.width, self.height, self.depth], np.float32)
-        labels = np.array([p.label for p in parts], np.int64)
-        return Room(size, solids, labels, [p.material for p in parts], self._lights())
-
     def _lights(self) -> Lights:
-        """A lamp at the ceiling, maybe a second one, and one behind every window."""
+        """One or two lamps at the ceiling and daylight from up to two windows, in any order of strength."""
         rng = self.rng
-        positions = []
+        positions = self.windows[:2]
         for _ in range(1 + rng.randrange(2)):
             x, z = self.width * rng.uniform(0.25, 0.75), self.depth * rng.uniform(0.25, 0.75)
             positions.append((x, self.height - rng.uniform(0.1, 0.5), z))
-        daylight = self.daylight[:2]
-        rng.shuffle(daylight)
-        if daylight and rng.random() < 0.5:  # the strongest light comes from a window
-            positions = daylight + positions
-        else:
-            positions = positions + daylight
+        first = rng.randrange(len(positions))
+        positions = positions[first:] + positions[:first]
         power = []
         for rank in range(len(positions)):
-            strength = rng.uniform(1.5, 4.0) / (1 + rank)
-            warmth = rng.uniform(-0.2, 0.3)
+            strength, warmth = rng.uniform(1.5, 4.0) / (1 + rank), rng.uniform(-0.2, 0.3)
             power.append((strength * (1 + warmth), strength, strength * (1 - warmth)))
-        ambient = rng.uniform(0.2, 0.6)
-        return Lights(
-            np.array(positions, np.float32),
-            np.array(power, np.float32),
-            np.full(3, ambient, dtype=np.float32),
-        )
+        return Lights(np.array(positions, np.float32), np.array(power, np.float32), rng.uniform(0.2, 0.6))
 
 
 def _color(rng: Random) -> Color:
@@ -339,28 +319,3 @@ def _color(rng: Random) -> Color:
         hue, saturation = rng.random(), rng.uniform(0.1, 0.85)
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, rng.uniform(0.15, 0.95))
     return red**2, green**2, blue**2
-
-
-def _world(
-    origin: tuple[float, float], yaw: float, point: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    """A point of a piece's frame that stands at `origin` (x, z), turned by `yaw`, in world coordinates."""
-    cosine, sine = math.cos(yaw), math.sin(yaw)
-    x, y, z = point
-    return origin[0] + cosine * x + sine * z, y, origin[1] - sine * x + cosine * z
-
-
-def _moved(parts: Sequence[Part], origin: tuple[float, float], yaw: float) -> list[Part]:
-    return [
-        Part(p.label, _world(origin, yaw, p.center), p.half, p.material, p.shape, p.yaw + yaw, p.pitch)
-        for p in parts
-    ]
-
-
-def _rotations(yaw: npt.NDArray[np.float64], pitch: npt.NDArray[np.float64]) -> Floats:
-    """Rotation by pitch about x, then by yaw about y. [N], [N] -> [N, 3, 3]"""
-    zero, one = np.zeros_like(yaw), np.ones_like(yaw)
-    cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
-    turn = np.stack([cy, zero, sy, zero, one, zero, -sy, zero, cy], axis=1).reshape(-1, 3, 3)
-    tilt = np.stack([one, zero, zero, zero, cp, -sp, zero, sp, cp], axis=1).reshape(-1, 3, 3)
-    return (turn @ tilt).astype(np.float32)

@@ -19,14 +19,15 @@ MAX_DEPTH = 10.0
 """Metres: the range of the Kinect that recorded NYUv2. Larger values are a unit mistake."""
 
 CLASSES_13 = (
-    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv", "wall",
-    "window",
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "tv",
+    "wall", "window",
 )  # fmt: skip
 CLASSES_40 = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter",
-    "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books",
-    "refrigerator", "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand",
-    "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure", "otherfurniture", "otherprop",
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture",
+    "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat",
+    "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel", "shower curtain", "box",
+    "whiteboard", "person", "night stand", "toilet", "sink", "lamp", "bathtub", "bag", "otherstructure",
+    "otherfurniture", "otherprop",
 )  # fmt: skip
 CLASS_NAMES = {13: CLASSES_13, 40: CLASSES_40}
 
@@ -62,9 +63,7 @@ def class_names(classes: int, offered: tuple[int, ...], reader: str) -> tuple[st
     """The class names of a labelling with `classes` classes; a DataError where `reader` does not offer it."""
     if classes not in offered:
         choices = " or ".join(map(str, offered))
-        raise DataError(
-            f"classes: {reader} offers {choices} classes, found {classes}; pass classes={offered[0]}"
-        )
+        raise DataError(f"classes: {reader} offers {choices} classes, found {classes}; pass classes={offered[0]}")
     return CLASS_NAMES[classes]
 
 
@@ -83,8 +82,8 @@ def make_sample(
         image: [H, W, 3], uint8 in 0..255 or floating point in 0..1.
         segmentation: [H, W], integral class ids in 0..classes-1, or IGNORE.
         depth: [H, W], metres along the optical axis in 0..MAX_DEPTH, 0 where invalid.
-        normal: [H, W, 3], camera coordinates (x right, y up, z towards the camera), 0,0,0 where invalid; scaled to
-            unit length here. None for data without normals.
+        normal: [H, W, 3], camera coordinates (x right, y up, z towards the camera), 0,0,0 where invalid;
+            scaled to unit length here. None for data without normals.
         classes: the number of classes.
         origin: the file each array came from, by key, for the errors.
 
@@ -111,16 +110,12 @@ def _image(image: Array, origin: str) -> torch.Tensor:
     if image.dtype == np.uint8:
         scaled = image.astype(np.float32) / 255
     else:
-        _require(
-            image.dtype.kind == "f", origin, "an image of dtype uint8 or floating point", f"{image.dtype}"
-        )
+        _require(image.dtype.kind == "f", origin, "an image of dtype uint8 or floating point", f"{image.dtype}")
         scaled = image.astype(np.float32)
         _require_finite(scaled, origin, "an image")
         low, high = float(scaled.min()), float(scaled.max())
         inside = low >= -1e-4 and high <= 1 + 1e-4  # resampled files overshoot by rounding
-        _require(
-            inside, origin, "floating-point RGB in 0..1", f"{low:g}..{high:g}; divide 0..255 values by 255"
-        )
+        _require(inside, origin, "floating-point RGB in 0..1", f"{low:g}..{high:g}; divide 0..255 values by 255")
         scaled = scaled.clip(0, 1)
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))  # [3, H, W]
 
