@@ -119,7 +119,10 @@ def _cuda_home() -> Path | None:
     nvcc = shutil.which("nvcc")
     if nvcc:
         dry = subprocess.run(
-            [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull], capture_output=True, text=True, check=False
+            [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         candidates += [line.split("TOP=", 1)[1].strip() for line in dry.stderr.splitlines() if line.startswith("#$ TOP=")]
         candidates.append(str(Path(nvcc).resolve().parent.parent))
@@ -151,7 +154,9 @@ def _architecture_flags(home: Path, gpu_here: bool) -> list[str]:
     """-gencode flags; none where torch chooses by itself (TORCH_CUDA_ARCH_LIST, or the GPU of this machine)."""
     if os.environ.get("TORCH_CUDA_ARCH_LIST") or gpu_here:
         return []
-    listed = subprocess.run([str(home / "bin" / "nvcc"), "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        [str(home / "bin" / "nvcc"), "--list-gpu-arch"], capture_output=True, text=True, check=True
+    ).stdout.split()
     known = [a for a in ARCHITECTURES if f"compute_{a}" in listed]
     newest = known[-1]
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in known]
@@ -200,7 +205,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
             py_limited_api=True,
         ),
         # Free of torch, which brings a pybind11 of its own; CppExtension would mix the two.
-        CppExtensionWithoutTorch("gradsurgery._host", ["csrc/host/host.cpp"], pybind11.get_include(), cxx, headers),
+        _plain_extension("gradsurgery._host", ["csrc/host/host.cpp"], pybind11.get_include(), cxx, headers),
     ]
     cuda = os.environ.get("GRADSURGERY_CUDA", "auto")
     if cuda != "0":
@@ -229,11 +234,18 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     return modules, {"build_ext": BuildExtension}
 
 
-def CppExtensionWithoutTorch(name: str, sources: list[str], include: str, cxx: list[str], headers: list[str]) -> Any:  # noqa: N802
-    """A plain C++ extension module."""
+def _plain_extension(name: str, sources: list[str], include: str, cxx: list[str], headers: list[str]) -> Any:
+    """An extension module that knows nothing of torch."""
     from setuptools import Extension
 
-    return Extension(name, sources, include_dirs=[include], extra_compile_args={"cxx": cxx}, depends=headers, language="c++")
+    return Extension(
+        name,
+        sources,
+        include_dirs=[include],
+        extra_compile_args={"cxx": cxx},
+        depends=headers,
+        language="c++",
+    )
 
 
 def main() -> None:

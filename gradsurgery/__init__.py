@@ -1,3 +1,25 @@
-"""gradsurgery."""
+"""Gradient surgery for multi-task learning: exact, fused, and one line in the training loop you have.
+
+Per-task gradients come in, one read gives their Gram matrix K, a small exact solver turns K into one weight a task, one more read
+combines them, and the trunk gets one gradient.
+"""
+
 __version__ = "0.1.0"
-from . import ops
+
+from gradsurgery.aggregator import GradientAggregator
+from gradsurgery.balancers import GradNorm, UncertaintyWeighting
+from gradsurgery.functional import aggregate, combine, gram, weights
+from gradsurgery.methods import methods
+from gradsurgery.ops import build_info
+
+__all__ = [
+    "GradNorm",
+    "GradientAggregator",
+    "UncertaintyWeighting",
+    "aggregate",
+    "build_info",
+    "combine",
+    "gram",
+    "methods",
+    "weights",
+]

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from . import schema, reference, fake, autograd, native  # noqa: F401, I001  (schemas first, kernels last)
+from . import autograd, fake, native, reference, schema  # noqa: F401  (schemas first, kernels last)
 from .native import build_info, warn_if_reference
+from .small import pcgrad_if_small_
 
-__all__ = ["build_info", "combine", "combine_", "gram", "pcgrad_", "pcgrad_weights", "warn_if_reference"]
+__all__ = [
+    "build_info",
+    "combine",
+    "combine_",
+    "gram",
+    "pcgrad_",
+    "pcgrad_if_small_",
+    "pcgrad_weights",
+    "warn_if_reference",
+]
 
 _ops = torch.ops.gradsurgery
 
 # The overloads themselves: resolving an overload packet costs a microsecond a call.
-gram = _ops.gram.default
-pcgrad_weights = _ops.pcgrad_weights.default
-combine = _ops.combine.default
+gram: Callable[..., Tensor] = _ops.gram.default
+pcgrad_weights: Callable[..., Tensor] = _ops.pcgrad_weights.default
+combine: Callable[..., list[Tensor]] = _ops.combine.default
 _combine_ = _ops.combine_.default
 _pcgrad_ = _ops.pcgrad_.default
 _written = torch.autograd.graph.increment_version

@@ -29,6 +29,8 @@ _host, _host_missing = _load("_host")
 _cpu, _cpu_missing = _load("_C")
 _cuda, _cuda_missing = _load("_cuda") if torch.version.cuda else (None, "torch is a build without CUDA")
 
+pcgrad_small = _cpu.pcgrad_small if _cpu else None
+
 _warned: set[str] = set()
 
 

@@ -4,8 +4,8 @@
 tensors, then task 1's); an entry may be None: that task has no gradient there, which counts as zeros. With ``stacked=True`` it has
 P tensors of shape [T, ...]. All entries of one position have one shape; strides are free.
 
-Operators ending in ``_`` write into ``out`` (P tensors, each of the shape of one task's gradient; an ``out`` may be one of the
-gradients) and add to what is there when ``accumulate`` is set. ``key`` is int64 [2] = (seed, step): it selects PCGrad's random order
+Operators ending in ``_`` write into ``out`` (P tensors, each of the shape of one task's gradient; an ``out`` may be one of them)
+and add to what is there when ``accumulate`` is set. ``key`` is int64 [2] = (seed, step): it selects PCGrad's random order
 and its step is advanced by one, unless K is not finite.
 """
 

@@ -1,0 +1,327 @@
+"""``GradientAggregator``: capture -> gram -> weights -> combine, at the boundary of a trunk and its heads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from gradsurgery import ops
+from gradsurgery.capture.detach import Detached
+from gradsurgery.capture.features import Features, passes_through
+from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.capture.split import split
+from gradsurgery.methods import Method, build
+from gradsurgery.monitor import Statistics
+
+StepHook = Callable[[Statistics, Tensor], None]
+
+
+class GradientAggregator(nn.Module):
+    """Gradient surgery on the shared representation of a multi-task network.
+
+    Form A, one line between trunk and heads::
+
+        surgery = GradientAggregator("pcgrad")
+        z_seg, z_depth = surgery.split(trunk(x), 2)
+        (ce(seg(z_seg), y) + l1(depth(z_depth), d)).backward()
+
+    Form B, one head's graph in memory at a time::
+
+        d = surgery.detach(trunk(x))
+        for head, y in zip(heads, targets):
+            loss(head(d), y).backward()
+        surgery.backward()
+
+    Both give the trunk the gradient of the representation that the method makes of the T tasks' gradients, and every head its own
+    gradient unchanged. ``eval()`` and ``torch.no_grad()`` pass features through. The state (PCGrad's order counter, the step) is in
+    ``state_dict()``. Surgery on the representation is a proxy for surgery on the trunk's parameters: the sign of a conflict can
+    differ between the two.
+
+    Args:
+        method: a name of ``gradsurgery.methods()``, or a built method; the method's options follow as keywords.
+        tasks: the tasks' names, or their number. Without it tasks are numbered, or named as they first appear.
+        history: how many past steps ``history`` keeps (two small tensors each).
+
+    Raises:
+        ValueError, TypeError: an unknown method or option; repeated names.
+    """
+
+    def __init__(
+        self,
+        method: str | Method = "pcgrad",
+        *,
+        tasks: Sequence[str] | int | None = None,
+        history: int = 1024,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.method = build(method, **options)
+        self._declared = tasks is not None
+        self._tasks: list[str] = [] if tasks is None else _names(tasks)
+        self._step = 0
+        self._history: deque[Statistics] = deque(maxlen=_positive("history", history))
+        self._detached: Detached | None = None
+        self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
+        for name, tensor in self.method.initial_state().items():
+            self.register_buffer(name, tensor)
+
+    # --- form A -------------------------------------------------------------------------------------------------------------
+
+    def split(self, features: Any, tasks: Sequence[str] | int | None = None) -> tuple[Any, ...]:
+        """One view of the features a task; surgery runs inside the backward pass.
+
+        Args:
+            features: the trunk's output: a tensor, or any pytree of tensors.
+            tasks: how many views, or the names of the tasks present in this step; by default all declared tasks.
+
+        Returns:
+            T views, each of the structure of ``features``. A view that no loss uses is an absent task.
+
+        Raises:
+            ValueError: features without grad, an unknown or repeated name, no task, or a number that contradicts the names.
+            TypeError: features without a tensor.
+        """
+        names = self._present_names(tasks)
+        if passes_through(self.training):
+            return (features,) * len(names)
+        return split(Features.of(features, "split"), len(names), lambda grads: self._surgery(grads, names))
+
+    # --- form B -------------------------------------------------------------------------------------------------------------
+
+    def detach(self, features: Any) -> Any:
+        """The features, cut off from the trunk; each ``backward()`` that reaches them is one task, in order or by name (``task``).
+
+        Raises:
+            RuntimeError: the features of an earlier ``detach`` still wait for ``backward()``.
+            ValueError: features without grad.
+            TypeError: features without a tensor.
+        """
+        if passes_through(self.training):
+            return features
+        if self._detached is not None:
+            raise RuntimeError(
+                "detach: the features of an earlier detach() still wait for backward(). Call backward() once a step, after the "
+                "heads, or reset() to drop a step that was given up."
+            )
+        self._detached = Detached(Features.of(features, "detach"))
+        return self._detached.tree
+
+    @contextmanager
+    def task(self, name: str) -> Iterator[None]:
+        """Names the task of every backward inside, so that tasks may be absent, repeated, or come in any order.
+
+        Raises:
+            ValueError: a name that was not declared.
+            RuntimeError: there are no detached features.
+        """
+        self._index(name)
+        if passes_through(self.training):
+            yield
+            return
+        detached = self._pending("task")
+        detached.name = name
+        try:
+            yield
+        finally:
+            detached.name = None
+
+    def backward(self) -> None:
+        """Surgery on the gradients that the heads left at the detached features, then one backward through the trunk.
+
+        Raises:
+            RuntimeError: nothing is detached (``backward`` was called twice, or before ``detach``); no head's backward reached the
+                features; named and unnamed backwards are mixed; or fewer, or more, unnamed ones came than tasks were declared.
+        """
+        detached = self._pending("backward")
+        names, rows = self._captured(detached)
+        self._detached = None
+        tensors = detached.features.tensors
+        gradients = TaskGradients([g for row in rows for g in row], len(rows))
+        combined = self._surgery(gradients, names)
+        detached.release()
+        reached = [(t, g) for t, g in zip(tensors, combined, strict=True) if g is not None]
+        torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
+
+    def reset(self) -> None:
+        """Drops detached features that will not be propagated, after an error in the middle of a step."""
+        if self._detached is not None:
+            self._detached.release()
+            self._detached = None
+
+    def _pending(self, caller: str) -> Detached:
+        if self._detached is None:
+            raise RuntimeError(
+                f"{caller}: no detached features are waiting. Call detach() before the heads, and backward() once after them."
+            )
+        return self._detached
+
+    def _captured(self, detached: Detached) -> tuple[list[str], list[list[Tensor | None]]]:
+        """Names and rows [T][P] of the tasks that came."""
+        if detached.named and detached.unnamed:
+            raise RuntimeError(
+                f"backward: {len(detached.unnamed)} backward passes came without a name beside {sorted(detached.named)}. Wrap each "
+                "in `with surgery.task(name):`, or none."
+            )
+        if detached.named:
+            names = [name for name in self._tasks if name in detached.named]
+            return names, [detached.named[name] for name in names]
+        rows = list(detached.unnamed.values())
+        if not rows:
+            raise RuntimeError(
+                "backward: no head's backward reached the detached features. Call .backward() on each task's loss first."
+            )
+        if self._declared and len(rows) != len(self._tasks):
+            raise RuntimeError(
+                f"backward: {len(rows)} backward passes reached the features, and {len(self._tasks)} tasks are declared "
+                f"({', '.join(self._tasks)}). Where tasks may be absent, wrap each in `with surgery.task(name):`."
+            )
+        return self._present_names(len(rows)), rows
+
+    # --- one step -----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _surgery(self, given: TaskGradients, names: Sequence[str]) -> list[Tensor | None]:
+        """gram -> weights -> combine over the tasks of one step; None where no task has a gradient. [P]"""
+        P = given.pieces
+        result: list[Tensor | None] = [None] * P
+        reached = [p for p in range(P) if any(g is not None for g in given.entries[p::P])]
+        if not reached:
+            return result
+        rows = {self._index(name): t for t, name in enumerate(names)}
+        T = len(self._tasks)
+        entries = [given.entries[rows[i] * P + p] if i in rows else None for i in range(T) for p in reached]
+        grads = TaskGradients(entries, T)
+        ops.warn_if_reference(grads.device)
+        out = grads.empty()
+        state = dict(self.named_buffers(recurse=False))
+        for name, tensor in state.items():
+            if tensor.device != grads.device:  # a module that was never moved beside the model
+                state[name] = self._buffers[name] = tensor.to(grads.device)
+        present = grads.present
+        K, w = self.method.surgery_(out, grads, state, present)
+        self._record(K, w, present)
+        for p, tensor in zip(reached, out, strict=True):
+            result[p] = tensor
+        return result
+
+    def _record(self, K: Tensor, w: Tensor, present: tuple[bool, ...]) -> None:
+        step = Statistics(self._step, tuple(self._tasks), present, K, w)
+        self._history.append(step)
+        self._step += 1
+        for hook in list(self._step_hooks.values()):
+            hook(step, K)
+
+    def register_step_hook(self, hook: StepHook) -> RemovableHandle:
+        """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here."""
+        handle = RemovableHandle(self._step_hooks)
+        self._step_hooks[handle.id] = hook
+        return handle
+
+    # --- what happened ------------------------------------------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks known so far."""
+        return tuple(self._tasks)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """w of the last step, 0 for absent tasks, on its device, without waiting for it; None before the first. [T] float64"""
+        return self._history[-1].device_weights if self._history else None
+
+    def statistics(self) -> Statistics:
+        """Norms, cosines, conflicts and weights of the last step, computed when read.
+
+        Raises:
+            RuntimeError: no step has been taken yet.
+        """
+        if not self._history:
+            raise RuntimeError("statistics: no step of surgery has been taken yet.")
+        return self._history[-1]
+
+    @property
+    def history(self) -> list[Statistics]:
+        """The last steps, oldest first."""
+        return list(self._history)
+
+    # --- names --------------------------------------------------------------------------------------------------------------
+
+    def _present_names(self, tasks: Sequence[str] | int | None) -> list[str]:
+        if tasks is None:
+            if not self._tasks:
+                raise ValueError("tasks: expected a number or names, as none were declared: GradientAggregator(..., tasks=...).")
+            return list(self._tasks)
+        if isinstance(tasks, int):
+            if self._declared and tasks != len(self._tasks):
+                raise ValueError(
+                    f"tasks: expected {len(self._tasks)} ({', '.join(self._tasks)}), found {tasks}. Name the tasks present instead."
+                )
+            names = _names(tasks)
+            if not self._declared and len(self._tasks) >= tasks:
+                names = self._tasks[:tasks]
+        else:
+            names = _names(tasks)
+        for name in names:
+            self._index(name)
+        return names
+
+    def _index(self, name: str) -> int:
+        """Position of a task; undeclared tasks are numbered as they appear."""
+        if name not in self._tasks:
+            if self._declared:
+                raise ValueError(f"tasks: expected one of {', '.join(self._tasks)}, found {name!r}.")
+            self._tasks.append(name)
+        return self._tasks.index(name)
+
+    # --- state --------------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What ``state_dict`` holds beside the method's tensors."""
+        return {"method": self.method.spec.name, "tasks": list(self._tasks), "step": self._step}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores it.
+
+        Raises:
+            ValueError: the state is of another method, or of other tasks.
+        """
+        if state["method"] != self.method.spec.name:
+            raise ValueError(f"state_dict: expected the state of {self.method.spec.name!r}, found one of {state['method']!r}.")
+        if self._declared and list(state["tasks"]) != self._tasks:
+            raise ValueError(f"state_dict: expected the tasks {self._tasks}, found {state['tasks']}.")
+        self._tasks = list(state["tasks"])
+        self._step = int(state["step"])
+        self._history.clear()
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{self.method}, tasks={list(self._tasks)}"
+
+    def forward(self, features: Any, tasks: Sequence[str] | int | None = None) -> tuple[Any, ...]:
+        """``split``, so that the aggregator can stand in a model like any module."""
+        return self.split(features, tasks)
+
+
+def _names(tasks: Sequence[str] | int) -> list[str]:
+    if isinstance(tasks, bool) or not isinstance(tasks, (int, Sequence)) or isinstance(tasks, str):
+        raise TypeError(f"tasks: expected a number or a sequence of names, found {tasks!r}.")
+    names = [str(t) for t in range(tasks)] if isinstance(tasks, int) else list(tasks)
+    if not names:
+        raise ValueError(f"tasks: expected at least one task, found {tasks!r} (T=0).")
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"tasks: expected names to be strings, found {names}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"tasks: expected different names, found {names}.")
+    return names
+
+
+def _positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, found {value!r}.")
+    return value

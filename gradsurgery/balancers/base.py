@@ -1,0 +1,82 @@
+"""What every balancer shares: tasks, losses in two forms, and absent tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+Losses = Union[Mapping[str, Tensor], Sequence[Tensor | None]]
+"""A dict by task name, or a sequence in the order of the tasks; a missing name or a None is a task absent in this step."""
+
+
+class Balancer(nn.Module):
+    """Turns the tasks' losses into one scalar: ``balancer(losses).backward()``.
+
+    Parameters a balancer learns are ordinary parameters: give ``balancer.parameters()`` to an optimizer. Everything it needs to go
+    on is in ``state_dict()``.
+
+    Args:
+        tasks: the tasks' names, or their number.
+    """
+
+    def __init__(self, tasks: Sequence[str] | int) -> None:
+        super().__init__()
+        names = [str(t) for t in range(tasks)] if isinstance(tasks, int) else list(tasks)
+        if isinstance(tasks, str) or not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
+            raise ValueError(f"tasks: expected a positive number or different names, found {tasks!r}.")
+        self.tasks: tuple[str, ...] = tuple(names)
+
+    @property
+    def weights(self) -> Tensor:
+        """The factor on each task's loss as it stands now, without graph. [T]"""
+        raise NotImplementedError
+
+    def terms(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The term of each task present in the balanced loss; their sum is the loss."""
+        raise NotImplementedError
+
+    def forward(self, losses: Losses) -> Tensor:
+        """The balanced loss, a scalar.
+
+        Args:
+            losses: scalars, as a dict by name (tasks may be missing), or a sequence in the order of ``tasks`` (None for absent).
+
+        Raises:
+            TypeError, ValueError: an unknown name, a wrong number of losses, a loss that is no scalar tensor, or no loss at all.
+        """
+        return torch.stack(list(self.terms(self._given(losses)).values())).sum()
+
+    def weighted(self, losses: Losses) -> dict[str, Tensor]:
+        """The terms of ``forward``'s sum by task, for loops that propagate one head at a time."""
+        return {self.tasks[t]: term for t, term in self.terms(self._given(losses)).items()}
+
+    def _given(self, losses: Losses) -> dict[int, Tensor]:
+        """The losses present, by position, checked."""
+        if isinstance(losses, Mapping):
+            unknown = sorted(set(losses) - set(self.tasks))
+            if unknown:
+                raise ValueError(f"losses: expected tasks among {', '.join(self.tasks)}, found {', '.join(map(str, unknown))}.")
+            by_position = [losses.get(name) for name in self.tasks]
+        elif isinstance(losses, Sequence):
+            if len(losses) != len(self.tasks):
+                raise ValueError(f"losses: expected {len(self.tasks)} ({', '.join(self.tasks)}), found {len(losses)}.")
+            by_position = list(losses)
+        else:
+            raise TypeError(f"losses: expected a dict by task or a sequence, found {type(losses).__name__}.")
+        given = {}
+        for t, loss in enumerate(by_position):
+            if loss is None:
+                continue
+            if not isinstance(loss, Tensor) or loss.numel() != 1:
+                found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise TypeError(f"losses[{self.tasks[t]!r}]: expected a scalar tensor, found {found}; reduce it (.mean()) first.")
+            given[t] = loss.reshape(())
+        if not given:
+            raise ValueError("losses: expected the loss of at least one task, found none.")
+        return given
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"tasks={list(self.tasks)}"

@@ -1,0 +1,176 @@
+"""GradNorm: task weights that equalise the rates at which the tasks learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from gradsurgery.aggregator import GradientAggregator
+from gradsurgery.monitor import Statistics
+
+from .base import Balancer
+
+# Weights are positive by meaning; a long step of the optimizer must not turn a task's gradient around.
+_SMALLEST = 1e-3
+
+
+def gradnorm_gradient(norms: Tensor, weights: Tensor, rates: Tensor, alpha: float) -> Tensor:
+    """d/dw_t sum_t |G_t - mean(G) r_t^alpha| = sign(G_t - target_t) n_t, the target held constant.
+
+    Args:
+        norms: G_t = w_t n_t, the norm of the gradient of the weighted loss, over the tasks present. [T]
+        weights: w_t. [T]
+        rates: r_t, the relative inverse training rates. [T]
+        alpha: strength of the restoring force.
+    """
+    target = norms.mean() * rates**alpha
+    return torch.sign(norms - target) * norms / weights
+
+
+class GradNorm(Balancer):
+    """sum_t w_t L_t, with w trained so that G_t = |grad of w_t L_t| approaches mean(G) r_t^alpha.
+
+    r_t = (L_t / L_t(0)) / mean(L / L(0)) is the task's relative inverse training rate. The gradient goes to w alone, in closed form
+    (no double backward), and w is renormalised to sum to T at every call, as in Chen et al., GradNorm, ICML 2018
+    (arXiv:1711.02257). Beyond the paper, w is kept at or above 0.001.
+
+    ``balancer.parameters()`` belongs in an optimizer; the paper uses Adam with a learning rate of its own (0.025). The gradients'
+    norms come from one of two places:
+
+    * ``aggregator``: the Gram matrix of the surgery that takes place anyway, at the shared representation; costs nothing.
+    * ``layer``: the parameters of a shared layer, the paper's W; costs one partial backward pass a task, down to that layer. Under
+      float16 these passes are not scaled; use ``aggregator`` there.
+
+    Args:
+        tasks: the tasks' names, or their number; with ``aggregator``, the names it uses.
+        aggregator: a GradientAggregator through which the balanced loss is propagated.
+        layer: a module, a parameter, or several parameters that all tasks share.
+        alpha: restoring force; 1.5 in the paper's NYUv2 experiments, 0.12 in its toy example.
+        initial_losses: L(0) by task; by default the mean of the task's first ``initial_steps`` losses.
+        initial_steps: see ``initial_losses``.
+    """
+
+    _initial: Tensor
+    _seen: Tensor
+
+    def __init__(
+        self,
+        tasks: Sequence[str] | int,
+        *,
+        aggregator: GradientAggregator | None = None,
+        layer: nn.Module | Tensor | Iterable[Tensor] | None = None,
+        alpha: float = 1.5,
+        initial_losses: Mapping[str, float] | Sequence[float] | None = None,
+        initial_steps: int = 1,
+    ) -> None:
+        super().__init__(tasks)
+        if (aggregator is None) == (layer is None):
+            raise ValueError(
+                "GradNorm: expected exactly one of aggregator= (norms from its Gram matrix) and layer= (a shared layer)."
+            )
+        if alpha < 0:
+            raise ValueError(f"alpha: expected a number >= 0, found {alpha}.")
+        if initial_steps < 1:
+            raise ValueError(f"initial_steps: expected a positive integer, found {initial_steps}.")
+        T = len(self.tasks)
+        self.alpha = alpha
+        self.initial_steps = initial_steps
+        self.task_weights = nn.Parameter(torch.ones(T))
+        self.register_buffer("_initial", torch.zeros(T))
+        self.register_buffer("_seen", torch.zeros(T))
+        if initial_losses is not None:
+            values = list(initial_losses.values()) if isinstance(initial_losses, Mapping) else list(initial_losses)
+            if isinstance(initial_losses, Mapping) and set(initial_losses) == set(self.tasks):
+                values = [initial_losses[name] for name in self.tasks]
+            elif isinstance(initial_losses, Mapping) or len(values) != T:
+                raise ValueError(f"initial_losses: expected a value for each of {', '.join(self.tasks)}, found {initial_losses!r}.")
+            self._initial.copy_(torch.tensor(values))
+            self._seen.fill_(initial_steps)
+        # In a tuple, since neither the layer's parameters nor the aggregator's state are this module's.
+        self._layer = None if layer is None else (_parameters(layer),)
+        self._rates: dict[int, Tensor] = {}
+        if aggregator is not None:
+            aggregator.register_step_hook(self._on_surgery)
+
+    @property
+    def weights(self) -> Tensor:
+        """w, positive and summing to T. [T]"""
+        w = self.task_weights.detach().clamp_min(_SMALLEST)
+        return w * (len(self.tasks) / w.sum())
+
+    def terms(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
+        """w_t L_t by task; in training also renormalises w, follows L(0), and prepares the gradient of w."""
+        w = self.weights
+        weighted = {t: w[t] * loss for t, loss in losses.items()}
+        if not (self.training and torch.is_grad_enabled()):
+            return weighted
+        with torch.no_grad():
+            self.task_weights.copy_(w)
+            self._rates = self._training_rates(losses)
+        if self._layer is None:
+            return weighted
+        gradient = self._gradient({t: w[t] * self._norm(loss) for t, loss in losses.items()})
+        # Adds nothing to the value and `gradient` to the gradient of w.
+        return {t: term + (self.task_weights[t] - self.task_weights[t].detach()) * gradient[t] for t, term in weighted.items()}
+
+    def _training_rates(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
+        """r_t of the tasks present, after the first losses have entered L(0)."""
+        ratios = {}
+        for t, loss in losses.items():
+            value = loss.detach().to(self._initial)
+            fresh = self._seen[t] < self.initial_steps
+            mean = self._initial[t] + (value - self._initial[t]) / (self._seen[t] + 1)
+            self._initial[t] = torch.where(fresh, mean, self._initial[t])
+            self._seen[t] += fresh
+            ratios[t] = value / self._initial[t]
+        mean = torch.stack(list(ratios.values())).mean()
+        return {t: ratio / mean for t, ratio in ratios.items()}
+
+    def _norm(self, loss: Tensor) -> Tensor:
+        """n_t = |grad of L_t at the shared layer|."""
+        assert self._layer is not None
+        grads = torch.autograd.grad(loss, self._layer[0], retain_graph=True, allow_unused=True)
+        squares = [g.double().square().sum() for g in grads if g is not None]
+        if not squares:
+            raise ValueError("layer: a task's loss does not reach the shared layer; give a layer that all tasks share.")
+        return torch.stack(squares).sum().sqrt()
+
+    @torch.no_grad()
+    def _gradient(self, norms: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The gradient of w over the tasks present, from G_t = |grad of w_t L_t|."""
+        here = list(norms)
+        G = torch.stack([norms[t] for t in here])
+        r = torch.stack([self._rates[t] for t in here]).to(G)
+        w = torch.stack([self.task_weights[t] for t in here]).to(G)
+        gradient = gradnorm_gradient(G, w, r, self.alpha).to(self.task_weights.dtype)
+        return dict(zip(here, gradient, strict=True))
+
+    @torch.no_grad()
+    def _on_surgery(self, step: Statistics, gram: Tensor) -> None:
+        """Adds to w's gradient what the surgery's Gram matrix says: sqrt(K_tt) is G_t, for the losses came in weighted."""
+        if not self.training:
+            return
+        present = {name: gram[i, i].sqrt() for i, name in enumerate(step.tasks) if step.present[i]}
+        unknown = sorted(set(present) - set(self.tasks))
+        if unknown:
+            raise ValueError(
+                f"GradNorm: the aggregator names tasks {unknown} that the balancer does not know ({list(self.tasks)})."
+            )
+        norms = {t: present[name] for t, name in enumerate(self.tasks) if name in present and t in self._rates}
+        if not norms:
+            raise RuntimeError("GradNorm: surgery took place before balancer(losses) was called; propagate the balanced loss.")
+        grad = torch.zeros_like(self.task_weights)
+        for t, value in self._gradient(norms).items():
+            grad[t] = value
+        self.task_weights.grad = grad if self.task_weights.grad is None else self.task_weights.grad + grad
+
+
+def _parameters(layer: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:
+    given = [layer] if isinstance(layer, Tensor) else list(layer.parameters() if isinstance(layer, nn.Module) else chain(layer))
+    parameters = [p for p in given if isinstance(p, Tensor) and p.requires_grad]
+    if not parameters:
+        raise ValueError("layer: expected a module or parameters with at least one parameter that requires grad, found none.")
+    return parameters

@@ -1,0 +1,84 @@
+"""Uncertainty weighting: each task's loss is divided by a noise variance that is learned with the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .base import Balancer
+
+Form = Literal["kendall", "exponential", "liebel"]
+Kind = Literal["regression", "classification"]
+
+
+class UncertaintyWeighting(Balancer):
+    """sum_t f_t exp(-s_t) L_t + R(s_t), with learned log-variances s_t = log sigma_t^2.
+
+    ========== =========================== ================= ==========================================
+    form       f (regression | class.)     R(s)              source
+    ========== =========================== ================= ==========================================
+    kendall    1/2 | 1                     s/2               Kendall et al. 2018 (arXiv:1705.07115)
+    exponential 1 | 1                      s                 the same with s for both, as widely coded
+    liebel     1/2 | 1                     log(1 + sigma^2)  Liebel and Körner 2018 (arXiv:1805.06334)
+    ========== =========================== ================= ==========================================
+
+    The optimum of the first two is sigma^2 = L (kendall, regression); Liebel's regulariser is never negative, so the loss is not,
+    and its optimum is sigma^2 = (L + sqrt(L^2 + 8 L)) / 4, which is not the noise's variance.
+
+    Args:
+        tasks: the tasks' names, or their number.
+        form: see above.
+        kinds: "regression" or "classification", for all tasks or one each.
+        initial_log_vars: s at the start, for all tasks or one each.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str] | int,
+        *,
+        form: Form = "kendall",
+        kinds: Kind | Sequence[Kind] = "regression",
+        initial_log_vars: float | Sequence[float] = 0.0,
+    ) -> None:
+        super().__init__(tasks)
+        T = len(self.tasks)
+        if form not in ("kendall", "exponential", "liebel"):
+            raise ValueError(f"form: expected 'kendall', 'exponential' or 'liebel', found {form!r}.")
+        each = [kinds] * T if isinstance(kinds, str) else list(kinds)
+        if len(each) != T or not set(each) <= {"regression", "classification"}:
+            raise ValueError(f"kinds: expected 'regression' or 'classification', for all or each of {T} tasks, found {kinds!r}.")
+        start = (
+            [float(initial_log_vars)] * T if isinstance(initial_log_vars, (int, float)) else [float(s) for s in initial_log_vars]
+        )
+        if len(start) != T:
+            raise ValueError(f"initial_log_vars: expected one number or {T}, found {initial_log_vars!r}.")
+        self.form = form
+        self.kinds = tuple(each)
+        self.factors = tuple(1.0 if form == "exponential" or kind == "classification" else 0.5 for kind in each)
+        self.log_vars = nn.Parameter(torch.tensor(start))
+
+    @property
+    def variances(self) -> Tensor:
+        """sigma^2 = exp(s). [T]"""
+        return self.log_vars.detach().exp()
+
+    @property
+    def weights(self) -> Tensor:
+        """f_t / sigma_t^2. [T]"""
+        return self.log_vars.new_tensor(self.factors) * (-self.log_vars.detach()).exp()
+
+    def terms(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
+        """f_t exp(-s_t) L_t + R(s_t) by task; a task that is absent leaves its s_t alone."""
+        result = {}
+        for t, loss in losses.items():
+            s = self.log_vars[t]
+            regulariser = {"kendall": 0.5 * s, "exponential": s, "liebel": nn.functional.softplus(s)}[self.form]
+            result[t] = self.factors[t] * (-s).exp() * loss + regulariser
+        return result
+
+    def extra_repr(self) -> str:
+        """What ``print(model)`` shows."""
+        return f"{super().extra_repr()}, form={self.form!r}, kinds={list(self.kinds)}"

@@ -1,0 +1,1 @@
+"""Ways to get the T gradients of one step; all yield ``TaskGradients``."""

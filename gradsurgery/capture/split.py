@@ -1,0 +1,44 @@
+"""Form A: the boundary of trunk and heads as one autograd node. Forward: views. Backward: surgery on what comes in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .features import Features
+from .gradients import TaskGradients
+
+Surgery = Callable[[TaskGradients], list[Tensor | None]]
+"""T gradients over P tensors -> one gradient over P tensors."""
+
+
+class _Boundary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tasks: int, surgery: Surgery, *leaves: Tensor) -> tuple[Tensor, ...]:
+        ctx.tasks, ctx.surgery = tasks, surgery
+        ctx.seen = set()
+        ctx.set_materialize_grads(False)  # an absent task stays None instead of becoming a tensor of zeros
+        return tuple(leaf.view_as(leaf) for _ in range(tasks) for leaf in leaves)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        gradients = TaskGradients(list(grads), ctx.tasks)
+        here = {t for t, present in enumerate(gradients.present) if present}
+        if ctx.seen and not ctx.seen & here:
+            raise RuntimeError(
+                "split: the tasks' losses were propagated one by one, so no two gradients met and no surgery took place. Add the "
+                "losses and call backward() once, or use detach(), whose heads are propagated one by one."
+            )
+        ctx.seen |= here
+        return None, None, *ctx.surgery(gradients)
+
+
+def split(features: Features, tasks: int, surgery: Surgery) -> tuple[Any, ...]:
+    """One view of the features a task; ``surgery`` runs when their gradients have come back."""
+    views = _Boundary.apply(tasks, surgery, *features.tensors)
+    P = len(features.differentiable)
+    return tuple(features.rebuild(views[t * P : (t + 1) * P]) for t in range(tasks))

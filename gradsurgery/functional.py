@@ -1,0 +1,161 @@
+"""The pipeline as functions: ``gram``, ``weights``, ``combine``, and the three in one, ``aggregate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsurgery import ops
+from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, check_matrix
+from gradsurgery.methods import Method, build
+
+Gradients = Tensor | Sequence[GradientLike]
+Gradient = Tensor | list[Tensor] | list[Tensor | None]
+
+
+def gram(grads: Gradients) -> Tensor:
+    """K_ij = <g_i, g_j>, summed over all coordinates.
+
+    Args:
+        grads: a tensor [T, ...], or one entry a task: a tensor, a list of P tensors or Nones, or None for an absent task, whose row
+            of K is zero. float64, float32, bfloat16 or float16, any strides. Nothing is copied or concatenated.
+
+    Returns:
+        K [T, T], float64, on the gradients' device; symmetric by construction, and differentiable.
+
+    Raises:
+        TypeError, ValueError: an entry of the wrong type, dtype, shape or device, or no gradient at all.
+    """
+    given = TaskGradients.of(grads)
+    ops.warn_if_reference(given.device)
+    return ops.gram(given.entries, given.tasks, given.stacked)
+
+
+def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: Any = None, **options: Any) -> Tensor:
+    """The weights w [T] of a method from K [T, T], both float64 on one device.
+
+    Args:
+        gram: K, as ``gram`` returns it.
+        method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords.
+        losses: the tasks' losses, for methods that ask for them; none of those registered here does.
+    """
+    return build(method, **options).weights(gram.detach() if isinstance(gram, Tensor) else gram)
+
+
+def combine(grads: Gradients, weights: Tensor, *, out: Any = None) -> Gradient:
+    """sum_t w_t g_t, summed in float64 on the CPU and in float32 or better on CUDA, rounded once.
+
+    Args:
+        grads: as for ``gram``.
+        weights: w [T]; another floating dtype is converted to float64.
+        out: where to write, of one task's form; may be one of the gradients. Without it the result is new, and differentiable in
+            grads and weights.
+
+    Returns:
+        A gradient of one task's form: a tensor, or a list of P (None where no task has a gradient).
+
+    Raises:
+        TypeError, ValueError: as for ``gram``; or ``weights`` or ``out`` that do not fit.
+    """
+    given = TaskGradients.of(grads)
+    ops.warn_if_reference(given.device)
+    if not isinstance(weights, Tensor) or weights.shape != (given.tasks,):
+        found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"weights: expected a tensor of shape [{given.tasks}], found {found}.")
+    if weights.device != given.device:
+        raise ValueError(f"weights: expected device {given.device} like the gradients, found {weights.device}.")
+    w = weights.to(torch.float64).contiguous()
+    if out is None:
+        return _filled(given, lambda present: ops.combine(present.entries, w, present.stacked))
+    targets = _targets(given, out)
+    with torch.no_grad():
+        ops.combine_(targets, given.entries, w, given.stacked)
+    return out  # type: ignore[no-any-return]
+
+
+def aggregate(
+    grads: Gradients, method: str | Method = "pcgrad", *, out: Any = None, losses: Any = None, **options: Any
+) -> Gradient:
+    """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads and no copy.
+
+    Args:
+        grads: as for ``gram``.
+        method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords (``order="ascending"``).
+        out: where to write, of one task's form; may be one of the gradients.
+        losses: the tasks' losses, for methods that ask for them; none of those registered here does.
+
+    Returns:
+        The gradient, of one task's form; ``out`` where given. Not differentiable.
+
+    Raises:
+        TypeError, ValueError: as for ``gram`` and ``combine``; an unknown method or option.
+    """
+    chosen = build(method, **options)
+    if isinstance(grads, Tensor):
+        check_matrix(grads)
+        if out is None:
+            out = torch.empty_like(grads[0])
+        else:
+            check_out(out, "out", grads.shape[1:], grads.device)
+        ops.warn_if_reference(grads.device)
+        # Detached by hand: a no_grad block costs a fifth of a small call.
+        chosen.matrix_surgery_(out.detach() if out.requires_grad else out, grads.detach() if grads.requires_grad else grads)
+        return out  # type: ignore[no-any-return]
+    given = TaskGradients.of(grads)
+    ops.warn_if_reference(given.device)
+    with torch.no_grad():
+        if out is not None:
+            chosen.surgery_(_targets(given, out), given)
+            return out  # type: ignore[no-any-return]
+
+        def surgery(present: TaskGradients) -> list[Tensor]:
+            targets = present.empty()
+            chosen.surgery_(targets, present, present=given.present)
+            return targets
+
+        return _filled(given, surgery)
+
+
+def _filled(given: TaskGradients, run: Callable[[TaskGradients], list[Tensor]]) -> Gradient:
+    """Runs on the positions where some task has a gradient; the others stay None."""
+    if given.stacked:
+        return run(given)[0]
+    P = given.pieces
+    filled = [p for p in range(P) if any(g is not None for g in given.entries[p::P])]
+    entries = given.entries
+    if len(filled) < P:
+        entries = [entries[t * P + p] for t in range(given.tasks) for p in filled]
+    result: list[Tensor | None] = [None] * P
+    for p, tensor in zip(filled, run(TaskGradients(entries, given.tasks)), strict=True):
+        result[p] = tensor
+    return result[0] if given.single else result  # type: ignore[return-value]  # a single piece is never empty
+
+
+def _targets(given: TaskGradients, out: Any) -> list[Tensor]:
+    """``out`` as a list, checked against one task's gradient. [P]"""
+    targets = [out] if given.single else list(out)
+    P = given.pieces
+    if len(targets) != P:
+        raise ValueError(f"out: expected {P} tensors like one task's gradient, found {len(targets)}.")
+    for p, target in enumerate(targets):
+        like = given.entries[0] if given.stacked else next((g for g in given.entries[p::P] if g is not None), None)
+        shape = None if like is None else like.shape[1:] if given.stacked else like.shape
+        check_out(target, "out" if given.single else f"out[{p}]", shape, given.device)
+    return targets
+
+
+def check_out(out: Any, name: str, shape: torch.Size | None, device: torch.device) -> None:
+    """Raises unless ``out`` can be written; ``shape`` None: no task has a gradient there, any shape is zeroed."""
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{name}: expected a tensor, found {type(out).__name__}.")
+    if shape is not None and out.shape != shape:
+        raise ValueError(f"{name}: expected shape {list(shape)}, found {list(out.shape)}.")
+    if out.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected dtype float64, float32, bfloat16 or float16, found {out.dtype}.")
+    if out.device != device:
+        raise ValueError(f"{name}: expected device {device} like the gradients, found {out.device}.")
+    if not out.is_contiguous() and any(n > 1 and s == 0 for n, s in zip(out.shape, out.stride(), strict=True)):
+        raise ValueError(f"{name}: expected elements with memory of their own, found an expanded tensor of strides {out.stride()}.")

@@ -1,0 +1,116 @@
+"""PCGrad: project each task's gradient off those it conflicts with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradsurgery import ops
+from gradsurgery.capture.gradients import TaskGradients
+
+from .registry import NO_STATE, Method, State, check_gram, register
+
+
+@register(
+    "pcgrad",
+    family="gram",
+    paper="Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020 (arXiv:2001.06782)",
+    properties=(
+        "homogeneous",
+        "linear_under_scaling",
+        "sum_without_conflict",
+        "weights_at_least_one",
+        "zero_row_neutral",
+    ),
+)
+@dataclass(frozen=True, eq=False)
+class PCGrad(Method):
+    """g_i <- g_i - (g_i . g_j / |g_j|^2) g_j for each j with g_i . g_j < 0, in a random order for each i; then the sum over i.
+
+    Computed in Gram space: T scans over K instead of T^2 passes over the gradients, and the same to rounding. Tasks with a zero
+    gradient neither project nor are projected on. Not non-conflicting for T >= 3.
+
+    Options:
+        order: "random", an independent order for each task and step, as in the paper; "ascending"; or an int64 tensor [T, T] whose
+            row i is the order in which task i meets the others.
+        include_self: also meet j = i, as the authors' and several other implementations do; the paper does not.
+        reduction: "sum" (the paper), or "mean" over the tasks present.
+        seed: of the random orders of a ``GradientAggregator``, whose state is (seed, step). Without state (``gradsurgery.weights``,
+            ``gradsurgery.aggregate``) None draws from torch's default generator; an integer gives the order of its step 0.
+    """
+
+    order: Literal["random", "ascending"] | Tensor = "random"
+    include_self: bool = False
+    reduction: Literal["sum", "mean"] = "sum"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.order, Tensor):
+            _check_order(self.order)
+        elif self.order not in ("random", "ascending"):
+            raise ValueError(f"order: expected 'random', 'ascending' or an int64 tensor [T, T], found {self.order!r}.")
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction: expected 'sum' or 'mean', found {self.reduction!r}.")
+        if self.seed is not None and not isinstance(self.seed, int):
+            raise TypeError(f"seed: expected an integer or None, found {type(self.seed).__name__}.")
+
+    def initial_state(self) -> dict[str, Tensor]:
+        """The counter (seed, step) behind the random orders."""
+        random = isinstance(self.order, str) and self.order == "random"
+        return {"key": torch.tensor([self.seed or 0, 0])} if random else {}
+
+    def weights(self, gram: Tensor, state: State = NO_STATE, present: Sequence[bool] | None = None) -> Tensor:
+        check_gram(gram)
+        order, key = self._arrange(gram.shape[0], gram.device, state)
+        return ops.pcgrad_weights(gram.contiguous(), order, key, self.include_self, self._scale(gram.shape[0], present))
+
+    def surgery_(
+        self,
+        out: Sequence[Tensor],
+        grads: TaskGradients,
+        state: State = NO_STATE,
+        present: Sequence[bool] | None = None,
+        accumulate: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        T = grads.tasks
+        order, key = self._arrange(T, grads.device, state)
+        scale = 1.0 if self.reduction == "sum" else self._scale(T, grads.present if present is None else present)
+        return ops.pcgrad_(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
+
+    def matrix_surgery_(self, out: Tensor, grads: Tensor) -> None:
+        T = grads.shape[0]
+        order, key = self._arrange(T, grads.device, NO_STATE)
+        if not ops.pcgrad_if_small_(out, grads, order, key, self.include_self, self._scale(T, None)):
+            ops.pcgrad_([out], [grads], T, True, order, key, self.include_self, self._scale(T, None), False)
+
+    def _scale(self, tasks: int, present: Sequence[bool] | None) -> float:
+        if self.reduction == "sum":
+            return 1.0
+        return 1.0 / (tasks if present is None else sum(present))
+
+    def _arrange(self, tasks: int, device: torch.device, state: State) -> tuple[Tensor | None, Tensor | None]:
+        """(order, key), of which at most one is given."""
+        if isinstance(self.order, Tensor):
+            if self.order.shape[0] != tasks:
+                raise ValueError(f"order: expected shape [{tasks}, {tasks}] for {tasks} tasks, found {list(self.order.shape)}.")
+            return self.order.to(device, torch.int64).contiguous(), None
+        if self.order == "ascending":
+            return None, None
+        key = state.get("key")
+        if key is None:
+            key = torch.empty(2, dtype=torch.int64).random_() if self.seed is None else torch.tensor([self.seed, 0])
+            key = key.to(device)
+        return None, key
+
+
+def _check_order(order: Tensor) -> None:
+    if order.dim() != 2 or order.shape[0] != order.shape[1] or order.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"order: expected an int64 tensor [T, T], found {order.dtype} of shape {list(order.shape)}.")
+    if order.device.type != "cuda":  # there the check would wait for the device; the kernel answers NaN instead
+        expected = torch.arange(order.shape[0], device=order.device)
+        if not bool((order.sort(dim=1).values == expected).all()):
+            raise ValueError(f"order: expected every row to be a permutation of 0..{order.shape[0] - 1}, found {order.tolist()}.")
