@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-Losses = Union[Mapping[str, Tensor], Sequence[Tensor | None]]
+Losses: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor | None]
 """A dict by task name, or a sequence in the order of the tasks; a missing name or a None is a task absent in this step."""
 
 

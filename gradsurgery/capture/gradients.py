@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-GradientLike = Union[Tensor, None, Sequence[Tensor | None]]
+GradientLike: TypeAlias = Tensor | Sequence[Tensor | None] | None
 """One task's gradient: a tensor, a list with one entry a parameter (None where it has none), or None for an absent task."""
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -101,10 +101,14 @@ class PCGrad(Method):
         if self.order == "ascending":
             return None, None
         key = state.get("key")
-        if key is None:
-            key = torch.empty(2, dtype=torch.int64).random_() if self.seed is None else torch.tensor([self.seed, 0])
-            key = key.to(device)
-        return None, key
+        if key is not None:
+            return None, key
+        key = _drawn.random_() if self.seed is None else torch.tensor([self.seed, 0])
+        return None, key.to(device)
+
+
+# Reused: drawing into a new tensor would double the cost of a small call.
+_drawn = torch.empty(2, dtype=torch.int64)
 
 
 def _check_order(order: Tensor) -> None:
