@@ -100,7 +100,8 @@ def aggregate(
             out = torch.empty_like(grads[0])
         else:
             check_out(out, "out", grads.shape[1:], grads.device)
-        ops.warn_if_reference(grads.device)
+        if not grads.is_cpu:  # on the CPU the import has warned
+            ops.warn_if_reference(grads.device)
         # Detached by hand: a no_grad block costs a fifth of a small call.
         chosen.matrix_surgery_(out.detach() if out.requires_grad else out, grads.detach() if grads.requires_grad else grads)
         return out  # type: ignore[no-any-return]

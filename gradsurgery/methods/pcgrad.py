@@ -104,7 +104,7 @@ class PCGrad(Method):
         if key is not None:
             return None, key
         key = _drawn.random_() if self.seed is None else torch.tensor([self.seed, 0])
-        return None, key.to(device)
+        return None, key if device.type == "cpu" else key.to(device)
 
 
 # Reused: drawing into a new tensor would double the cost of a small call.

@@ -101,6 +101,7 @@ class MethodSpec:
 
 
 _SPECS: dict[str, MethodSpec] = {}
+_DEFAULTS: dict[str, Method] = {}  # each method with its default options; immutable, hence shared
 _Class = TypeVar("_Class", bound=type[Method])
 
 PROPERTIES = frozenset(
@@ -155,6 +156,11 @@ def build(method: str | Method, **options: Any) -> Method:
         if options:
             raise TypeError(f"options {sorted(options)} cannot change the given {type(method).__name__}; build it with them.")
         return method
+    if not options:
+        default = _DEFAULTS.get(method)
+        if default is None:
+            default = _DEFAULTS[method] = _spec(method).build()
+        return default
     try:
         return _cached(method, *options.items())
     except TypeError:  # an unhashable value; building says whether it is wrong
