@@ -109,7 +109,7 @@ def aggregate(
     ops.warn_if_reference(given.device)
     with torch.no_grad():
         if out is not None:
-            chosen.surgery_(_targets(given, out), given)
+            chosen.surgery_(_targets(given, out), given, present=given.present)
             return out  # type: ignore[no-any-return]
 
         def surgery(present: TaskGradients) -> list[Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradsurgery.aggregator import GradientAggregator
+from gradsurgery.capture.probe import probing
 from gradsurgery.monitor import Statistics
 
 from .base import Balancer
@@ -132,7 +133,8 @@ class GradNorm(Balancer):
     def _norm(self, loss: Tensor) -> Tensor:
         """n_t = |grad of L_t at the shared layer|."""
         assert self._layer is not None
-        grads = torch.autograd.grad(loss, self._layer[0], retain_graph=True, allow_unused=True)
+        with probing():
+            grads = torch.autograd.grad(loss, self._layer[0], retain_graph=True, allow_unused=True)
         squares = [g.double().square().sum() for g in grads if g is not None]
         if not squares:
             raise ValueError("layer: a task's loss does not reach the shared layer; give a layer that all tasks share.")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .features import Features
 from .gradients import TaskGradients
+from .probe import is_probing
 
 Surgery = Callable[[TaskGradients], list[Tensor | None]]
 """T gradients over P tensors -> one gradient over P tensors."""
@@ -27,6 +28,8 @@ class _Boundary(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         gradients = TaskGradients(list(grads), ctx.tasks)
+        if is_probing():
+            return None, None, *_plain_sum(gradients)
         here = {t for t, present in enumerate(gradients.present) if present}
         if ctx.seen and not ctx.seen & here:
             raise RuntimeError(
@@ -35,6 +38,12 @@ class _Boundary(torch.autograd.Function):
             )
         ctx.seen |= here
         return None, None, *ctx.surgery(gradients)
+
+
+def _plain_sum(gradients: TaskGradients) -> list[Tensor | None]:
+    P = gradients.pieces
+    columns = ([g for g in gradients.entries[p::P] if g is not None] for p in range(P))
+    return [torch.stack(column).sum(0) if column else None for column in columns]
 
 
 def split(features: Features, tasks: int, surgery: Surgery) -> tuple[Any, ...]:

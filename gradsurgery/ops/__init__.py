@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import autograd, fake, native, reference, schema  # noqa: F401  (schemas first, kernels last)
+from . import autograd, fake, lazy, native, reference, schema  # noqa: F401  (schemas first, kernels last)
 from .native import build_info, warn_if_reference
 from .small import pcgrad_if_small_
 

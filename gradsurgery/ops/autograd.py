@@ -44,12 +44,18 @@ class _Gram(torch.autograd.Function):
     def backward(ctx: Any, dK: Tensor) -> tuple[Any, ...]:
         grads, _ = _saved(ctx)
         symmetric = (dK + dK.T).contiguous()
-        per_task = [_ops.combine(grads, symmetric[i], ctx.stacked) for i in range(ctx.tasks)]  # [T][P]
+        tasks = range(ctx.tasks)
         if ctx.stacked:
-            result: list[Tensor | None] = [torch.stack(parts) for parts in zip(*per_task, strict=True)]
-        else:
-            flat = [part for parts in per_task for part in parts]
-            result = [part if grad is not None else None for part, grad in zip(flat, grads, strict=True)]
+            per_task = [_ops.combine(grads, symmetric[i], True) for i in tasks]  # [T][P]
+            return None, None, *(torch.stack(parts) for parts in zip(*per_task, strict=True))
+        P = len(grads) // ctx.tasks
+        reached = [p for p in range(P) if any(g is not None for g in grads[p::P])]
+        entries = [grads[t * P + p] for t in tasks for p in reached]
+        result: list[Tensor | None] = [None] * len(grads)
+        for i in tasks:
+            for p, part in zip(reached, _ops.combine(entries, symmetric[i], False), strict=True):
+                if grads[i * P + p] is not None:
+                    result[i * P + p] = part
         return None, None, *result
 
 

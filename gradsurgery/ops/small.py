@@ -32,12 +32,17 @@ def pcgrad_if_small_(
         or out.dtype is not grads.dtype
         or not grads.is_contiguous()
         or not out.is_contiguous()
+        or grads.is_neg()  # see lazy.py
+        or out.is_neg()
         or torch.compiler.is_compiling()
     ):
         return False
+    address = grads.data_ptr()
+    if not address:  # no elements, or zeros without storage
+        return False
     pcgrad_small(
         out.data_ptr(),
-        grads.data_ptr(),
+        address,
         grads.shape[0],
         out.numel(),
         _SCALARS[grads.dtype],

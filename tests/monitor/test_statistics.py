@@ -1,0 +1,73 @@
+"""Statistics against their definitions on full vectors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+import gradsurgery as gs
+
+
+def step(rows: torch.Tensor, **options: object) -> tuple[gs.GradientAggregator, torch.Tensor]:
+    """One step of surgery on given gradients: the rows [T, N] reach the representation as they are."""
+    surgery = gs.GradientAggregator("pcgrad", order="ascending", tasks=[f"t{i}" for i in range(len(rows))], **options)
+    x = torch.zeros(rows.shape[1], requires_grad=True)
+    views = surgery.split(x * 1)
+    torch.stack([(z * row).sum() for z, row in zip(views, rows, strict=True)]).sum().backward()
+    assert x.grad is not None
+    return surgery, x.grad
+
+
+def test_definitions() -> None:
+    rows = torch.tensor([[2.0, -3.0, 0.0], [4.0, 3.0, 1.0], [-3.0, 0.0, 1.0]])
+    surgery, out = step(rows)
+    s, G = surgery.statistics(), rows.double()
+    torch.testing.assert_close(s.gram, G @ G.T)
+    torch.testing.assert_close(s.norms, G.norm(dim=1))
+    torch.testing.assert_close(s.cosines, torch.nn.functional.cosine_similarity(G[:, None], G[None], dim=-1))
+    assert s.conflicts == sum(float(G[i] @ G[j]) < 0 for i in range(3) for j in range(i))
+    assert s.pairs == 3
+    torch.testing.assert_close(s.weights @ G, out.double(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(s.alignment, G @ out.double(), rtol=1e-5, atol=1e-5)
+    assert s.norm == pytest.approx(float(out.norm()), rel=1e-6)
+    assert not s.nonfinite
+    scalars = s.scalars()
+    assert scalars["cosine/t0-t2"] == pytest.approx(float(G[0] @ G[2] / G[0].norm() / G[2].norm()))
+    assert scalars["norm/t1"] == pytest.approx(float(G[1].norm()))
+    assert scalars["conflict_rate"] == pytest.approx(s.conflicts / 3)
+    assert all(isinstance(v, float) for v in scalars.values())
+
+
+def test_zero_and_infinite_gradients() -> None:
+    surgery, _ = step(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+    assert math.isnan(surgery.statistics().cosines[0, 1])
+    assert surgery.statistics().conflicts == 0
+    surgery, out = step(torch.tensor([[1.0, 2.0], [float("inf"), 0.0]]))
+    assert surgery.statistics().nonfinite
+    assert out.isnan().all()
+
+
+def test_history_is_bounded_and_counts_steps() -> None:
+    surgery = gs.GradientAggregator("sum", history=3)
+    x = torch.ones(2, requires_grad=True)
+    for _ in range(5):
+        a, b = surgery.split(x * 1, 2)
+        (a.sum() + b.sum()).backward()
+    assert [s.step for s in surgery.history] == [2, 3, 4]
+    assert surgery.statistics() is surgery.history[-1]
+
+
+def test_step_hook() -> None:
+    seen: list[tuple[int, float]] = []
+    surgery = gs.GradientAggregator("sum")
+    handle = surgery.register_step_hook(lambda s, K: seen.append((s.step, float(K[0, 0]))))
+    x = torch.ones(2, requires_grad=True)
+    for _ in range(2):
+        (a,) = surgery.split(x * 1, 1)
+        a.sum().backward()
+    handle.remove()
+    (a,) = surgery.split(x * 1, 1)
+    a.sum().backward()
+    assert seen == [(0, 2.0), (1, 2.0)]
