@@ -1,4 +1,4 @@
-"""Gradients whose values do not lie in their memory: negated by a bit (the imaginary part of a conjugate), or zeros without storage.
+"""Gradients whose values do not lie in their memory: negated by a bit (the imaginary part of a conjugate), or zeros without any.
 
 Autograd hands out both. PyTorch's own fallback resolves them for tensors and lists of tensors, but not for lists with gaps, and a
 kernel would read the wrong sign or no memory at all.

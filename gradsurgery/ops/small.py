@@ -25,6 +25,7 @@ def pcgrad_if_small_(
     """
     if (
         pcgrad_small is None
+        or torch.compiler.is_compiling()
         or type(grads) is not Tensor
         or type(out) is not Tensor
         or not grads.is_cpu
@@ -34,7 +35,6 @@ def pcgrad_if_small_(
         or not out.is_contiguous()
         or grads.is_neg()  # see lazy.py
         or out.is_neg()
-        or torch.compiler.is_compiling()
     ):
         return False
     address = grads.data_ptr()
