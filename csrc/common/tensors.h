@@ -97,7 +97,10 @@ class RowsBuilder {
       push(*out, {out->sizes().data(), out->strides().data(), int(out->dim())}, static_cast<const char*>(out->mutable_data_ptr()),
            out->is_contiguous());
     }
-    STD_TORCH_CHECK(!geometries_.empty(), "gradsurgery: a tensor needs a gradient of at least one task");
+    if (geometries_.empty()) {  // no task has a gradient here, and nothing is written
+      result_.pieces.push_back(Piece{0, result_.numel});
+      return;
+    }
     if (!all_contiguous_) {
       const std::vector<int> order = common_order(geometries_);
       for (size_t m = 0; m < members_.size(); ++m) {
