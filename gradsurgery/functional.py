@@ -65,6 +65,8 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None) -> Gradient:
     if not isinstance(weights, Tensor) or weights.shape != (given.tasks,):
         found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise ValueError(f"weights: expected a tensor of shape [{given.tasks}], found {found}.")
+    if not weights.is_floating_point():
+        raise TypeError(f"weights: expected a floating dtype, found {weights.dtype}.")
     if weights.device != given.device:
         raise ValueError(f"weights: expected device {given.device} like the gradients, found {weights.device}.")
     w = weights.to(torch.float64).contiguous()
@@ -137,7 +139,12 @@ def _filled(given: TaskGradients, run: Callable[[TaskGradients], list[Tensor]]) 
 
 def _targets(given: TaskGradients, out: Any) -> list[Tensor]:
     """``out`` as a list, checked against one task's gradient. [P]"""
-    targets = [out] if given.single else list(out)
+    if given.single:
+        targets = [out]
+    elif isinstance(out, Sequence):
+        targets = list(out)
+    else:
+        raise TypeError(f"out: expected a list of tensors like one task's gradient, found {type(out).__name__}.")
     P = given.pieces
     if len(targets) != P:
         raise ValueError(f"out: expected {P} tensors like one task's gradient, found {len(targets)}.")
@@ -156,6 +163,8 @@ def check_out(out: Any, name: str, shape: torch.Size | None, device: torch.devic
         raise ValueError(f"{name}: expected shape {list(shape)}, found {list(out.shape)}.")
     if out.dtype not in DTYPES:
         raise TypeError(f"{name}: expected dtype float64, float32, bfloat16 or float16, found {out.dtype}.")
+    if out.layout is not torch.strided:
+        raise ValueError(f"{name}: expected a dense tensor, found layout {out.layout}.")
     if out.device != device:
         raise ValueError(f"{name}: expected device {device} like the gradients, found {out.device}.")
     if not out.is_contiguous() and any(n > 1 and s == 0 for n, s in zip(out.shape, out.stride(), strict=True)):
