@@ -57,6 +57,8 @@ class PCGrad(Method):
             raise ValueError(f"reduction: expected 'sum' or 'mean', found {self.reduction!r}.")
         if self.seed is not None and not isinstance(self.seed, int):
             raise TypeError(f"seed: expected an integer or None, found {type(self.seed).__name__}.")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**63:
+            raise ValueError(f"seed: expected an integer of 64 bits, found {self.seed}.")
 
     def initial_state(self) -> dict[str, Tensor]:
         """The counter (seed, step) behind the random orders."""
@@ -65,7 +67,7 @@ class PCGrad(Method):
 
     def weights(self, gram: Tensor, state: State = NO_STATE, present: Sequence[bool] | None = None) -> Tensor:
         check_gram(gram)
-        order, key = self._arrange(gram.shape[0], gram.device, state)
+        order, key = self._arrange(gram.shape[0], gram.device, state.get("key"))
         return ops.pcgrad_weights(gram.contiguous(), order, key, self.include_self, self._scale(gram.shape[0], present))
 
     def surgery_(
@@ -77,13 +79,13 @@ class PCGrad(Method):
         accumulate: bool = False,
     ) -> tuple[Tensor, Tensor]:
         T = grads.tasks
-        order, key = self._arrange(T, grads.device, state)
+        order, key = self._arrange(T, grads.device, state.get("key"))
         scale = 1.0 if self.reduction == "sum" else self._scale(T, grads.present if present is None else present)
         return ops.pcgrad_(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
 
     def matrix_surgery_(self, out: Tensor, grads: Tensor) -> None:
         T = grads.shape[0]
-        order, key = self._arrange(T, grads.device, NO_STATE)
+        order, key = self._arrange(T, grads.device, None)
         if not ops.pcgrad_if_small_(out, grads, order, key, self.include_self, self._scale(T, None)):
             ops.pcgrad_([out], [grads], T, True, order, key, self.include_self, self._scale(T, None), False)
 
@@ -92,18 +94,22 @@ class PCGrad(Method):
             return 1.0
         return 1.0 / (tasks if present is None else sum(present))
 
-    def _arrange(self, tasks: int, device: torch.device, state: State) -> tuple[Tensor | None, Tensor | None]:
-        """(order, key), of which at most one is given."""
+    def _arrange(self, tasks: int, device: torch.device, key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """(order, key), of which at most one is given; ``key`` is the state's, if there is one."""
         if isinstance(self.order, Tensor):
             if self.order.shape[0] != tasks:
                 raise ValueError(f"order: expected shape [{tasks}, {tasks}] for {tasks} tasks, found {list(self.order.shape)}.")
             return self.order.to(device, torch.int64).contiguous(), None
         if self.order == "ascending":
             return None, None
-        key = state.get("key")
         if key is not None:
             return None, key
-        key = _drawn.random_() if self.seed is None else torch.tensor([self.seed, 0])
+        if self.seed is not None:
+            key = torch.tensor([self.seed, 0])
+        elif torch.compiler.is_compiling():  # the compiler knows no random_
+            key = torch.randint(2**63 - 1, (2,))
+        else:
+            key = _drawn.random_()
         return None, key if device.type == "cpu" else key.to(device)
 
 

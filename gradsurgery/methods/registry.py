@@ -162,7 +162,7 @@ def build(method: str | Method, **options: Any) -> Method:
             default = _DEFAULTS[method] = _spec(method).build()
         return default
     try:
-        return _cached(method, *options.items())
+        return _cached(method, tuple(options), *options.values())
     except TypeError:  # an unhashable value; building says whether it is wrong
         return _spec(method).build(**options)
 
@@ -174,11 +174,11 @@ def _spec(name: str) -> MethodSpec:
     return spec
 
 
-@lru_cache(maxsize=256)
-def _cached(name: str, *options: tuple[str, Any]) -> Method:
-    if any(isinstance(value, Tensor) for _, value in options):
+@lru_cache(maxsize=256, typed=True)  # typed: 1.0 is not the seed 1
+def _cached(name: str, names: tuple[str, ...], *values: Any) -> Method:
+    if any(isinstance(value, Tensor) for value in values):
         raise TypeError("not cached: a tensor would be kept alive")
-    return _spec(name).build(**dict(options))
+    return _spec(name).build(**dict(zip(names, values, strict=True)))
 
 
 def check_gram(gram: Tensor) -> None:
