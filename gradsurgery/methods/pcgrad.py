@@ -29,7 +29,7 @@ from .registry import NO_STATE, Method, State, check_gram, register
 )
 @dataclass(frozen=True, eq=False)
 class PCGrad(Method):
-    """g_i <- g_i - (g_i . g_j / |g_j|^2) g_j for each j with g_i . g_j < 0, in a random order for each i; then the sum over i.
+    """g_i ← g_i − (g_i·g_j / ‖g_j‖²) g_j wherever g_i·g_j < 0, j in a random order for each i; then Σ g_i.
 
     Computed in Gram space: T scans over K instead of T^2 passes over the gradients, and the same to rounding. Tasks with a zero
     gradient neither project nor are projected on. Not non-conflicting for T >= 3.
