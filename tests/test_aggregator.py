@@ -1,4 +1,4 @@
-"""GradientAggregator against a hand-written step: stack the tasks' gradients, project in float64, one backward through the trunk."""
+"""GradientAggregator against a hand-written step: T gradients, explicit projection in float64, one backward through the trunk."""
 
 from __future__ import annotations
 
@@ -365,7 +365,7 @@ def test_several_aggregators_in_one_model() -> None:
 def test_in_place_change_of_a_view_is_refused() -> None:
     """A head that overwrites its view would change what the other heads see."""
     z = aggregator().split(torch.randn(2, 3, requires_grad=True) * 1)
-    with pytest.raises(RuntimeError, match="in-?place"):
+    with pytest.raises(RuntimeError, match=r"in-?place"):
         z[0].relu_()
 
 
@@ -503,7 +503,7 @@ def test_backward_without_any_head() -> None:
 def test_forgotten_backward() -> None:
     surgery, d = detached()
     d.sum().backward()
-    with pytest.raises(RuntimeError, match="an earlier detach.. still wait"):
+    with pytest.raises(RuntimeError, match=r"an earlier detach\(\) still wait|features of an earlier detach\(\)"):
         surgery.detach(torch.randn(2, 3, requires_grad=True) * 1)
     surgery.reset()
     surgery.detach(torch.randn(2, 3, requires_grad=True) * 1)

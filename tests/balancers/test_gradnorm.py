@@ -250,7 +250,7 @@ def test_resumes_to_the_same_bits(source: str, tmp_path: Path) -> None:
 def test_errors() -> None:
     surgery = gs.GradientAggregator("pcgrad")
     layer = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="exactly one of aggregator= .* and layer="):
+    with pytest.raises(ValueError, match=r"exactly one of aggregator= .* and layer="):
         gs.GradNorm(2)
     with pytest.raises(ValueError, match="exactly one of"):
         gs.GradNorm(2, aggregator=surgery, layer=layer)

@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+Order = Literal["ascending"] | Sequence[Sequence[int]] | Tensor
 
-def pcgrad(
-    rows: Tensor,
-    order: Literal["ascending"] | Sequence[Sequence[int]] | Tensor = "ascending",
-    include_self: bool = False,
-    reduction: Literal["sum", "mean"] = "sum",
-) -> Tensor:
-    """The combined gradient [N] of the tasks' gradients ``rows`` [T, N]; row i of ``order`` is what task i meets, in turn."""
+
+def projected(rows: Tensor, order: Order = "ascending", include_self: bool = False) -> Tensor:
+    """g_i^PC for every task, from the tasks' gradients ``rows`` [T, N]; row i of ``order`` is what task i meets, in turn. [T, N]"""
     G = rows.double()
     T = len(G)
-    total = G.new_zeros(G.shape[1])
+    result = []
     for i in range(T):
         g = G[i].clone()
         for j in range(T) if isinstance(order, str) else [int(j) for j in order[i]]:
@@ -26,5 +24,16 @@ def pcgrad(
             dot, square = g @ G[j], G[j] @ G[j]
             if dot < 0 and square > 0:
                 g = g - dot / square * G[j]
-        total += g
-    return total if reduction == "sum" else total / T
+        result.append(g)
+    return torch.stack(result)
+
+
+def pcgrad(
+    rows: Tensor,
+    order: Order = "ascending",
+    include_self: bool = False,
+    reduction: Literal["sum", "mean"] = "sum",
+) -> Tensor:
+    """The combined gradient. [N]"""
+    each = projected(rows, order, include_self)
+    return each.sum(0) if reduction == "sum" else each.sum(0) / len(each)
