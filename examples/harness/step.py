@@ -1,0 +1,103 @@
+"""One optimizer step with gradient surgery at the representation, in either of its two forms."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import gradsurgery as gs
+from gradsurgery.balancers import Balancer
+from harness.errors import RunError
+from harness.precision import Precision
+from harness.problem import Problem
+
+
+def make_surgery(problem: Problem, arguments: argparse.Namespace) -> gs.GradientAggregator:
+    """The aggregator that --method and --method-option name."""
+    try:
+        return gs.GradientAggregator(arguments.method, tasks=problem.tasks, **dict(arguments.method_option))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"--method {arguments.method}: {error}") from error
+
+
+def make_balancer(problem: Problem, arguments: argparse.Namespace, surgery: gs.GradientAggregator) -> Balancer | None:
+    """The loss balancer that --balancer names."""
+    if arguments.balancer == "uncertainty":
+        return gs.UncertaintyWeighting(tasks=problem.tasks, kinds=problem.kinds)
+    if arguments.balancer == "gradnorm":
+        return gs.GradNorm(tasks=problem.tasks, aggregator=surgery)
+    return None
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The tasks' losses before balancing, absent tasks left out, and the factor on their gradients under fp16 (else 1)."""
+
+    losses: dict[str, Tensor]
+    loss_scale: float
+
+
+class SurgicalStep:
+    """losses → balance → surgery on the representation's gradients → clip → update.
+
+    `form` "split" runs one backward through all heads; "detach" one backward for each task, so that one head's activations are
+    alive at a time (with a balancer, whose weights need all losses, all heads' are).
+    """
+
+    def __init__(self, problem: Problem, surgery: gs.GradientAggregator, balancer: Balancer | None,
+                 optimizer: torch.optim.Optimizer, precision: Precision, *, form: str, clip_norm: float) -> None:  # fmt: skip
+        self.problem, self.surgery, self.balancer = problem, surgery, balancer
+        self.optimizer, self.precision = optimizer, precision
+        self.form, self.clip_norm = form, clip_norm
+
+    def __call__(self, batch: Any) -> StepResult:
+        """Update the parameters once; a batch in which every task is absent changes nothing."""
+        scaler = self.precision.scaler
+        scale = scaler.get_scale()
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = self._backward_split(batch) if self.form == "split" else self._backward_detached(batch)
+        if losses:
+            scaler.unscale_(self.optimizer)
+            if self.clip_norm > 0:
+                nn.utils.clip_grad_norm_(self.problem.model.parameters(), self.clip_norm)
+            scaler.step(self.optimizer)
+            scaler.update()
+        return StepResult({task: loss.detach() for task, loss in losses.items()}, scale)
+
+    def _backward_split(self, batch: Any) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        with self.precision.autocast():
+            views = self.surgery.split(self.problem.represent(batch))
+            for task, view in zip(self.problem.tasks, views, strict=True):
+                if (loss := self.problem.loss(task, view, batch)) is not None:
+                    losses[task] = loss
+        if losses:
+            total = torch.stack(list(losses.values())).sum() if self.balancer is None else self.balancer(losses)
+            self.precision.scaler.scale(total).backward()
+        return losses
+
+    def _backward_detached(self, batch: Any) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = {}
+        with self.precision.autocast():
+            features = self.surgery.detach(self.problem.represent(batch))
+        for task in self.problem.tasks:
+            with self.precision.autocast():
+                loss = self.problem.loss(task, features, batch)
+            if loss is not None:
+                losses[task] = loss if self.balancer else self._propagate(task, loss)
+        if self.balancer and losses:
+            for task, term in self.balancer.weighted(losses).items():
+                self._propagate(task, term)
+        if losses:
+            self.surgery.backward()
+        else:
+            self.surgery.reset()
+        return losses
+
+    def _propagate(self, task: str, loss: Tensor) -> Tensor:
+        """Backward through the head alone; returns the loss without its graph."""
+        with self.surgery.task(task):
+            self.precision.scaler.scale(loss).backward()
+        return loss.detach()

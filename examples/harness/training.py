@@ -1,0 +1,188 @@
+"""The training loop: epochs, validation, checkpoints at step boundaries, and resumption to the same numbers."""
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator
+from itertools import combinations
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch.utils._pytree import tree_map_only
+from torch.utils.data import DataLoader, Dataset
+
+from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.errors import RunError
+from harness.interrupt import Interrupt
+from harness.log import RunLog
+from harness.precision import Precision, choose_device
+from harness.problem import Problem
+from harness.progress import StepBar
+from harness.reproducibility import EpochSampler, random_state, restore_random_state
+from harness.run_folder import RunFolder
+from harness.schedule import EarlyStopping, learning_rate_factor
+from harness.step import StepResult, SurgicalStep, make_balancer, make_surgery
+
+
+class Training:
+    """A run and its whole state: model, optimizer, schedule, scaler, surgery, balancer, random states, position, log.
+
+    Every number is a function of the arguments: a run that was stopped, or killed, and resumed writes the same log as one that
+    was not.
+    """
+
+    def __init__(self, problem: Problem, arguments: argparse.Namespace, folder: RunFolder, console: Console) -> None:
+        self.problem, self.arguments, self.folder, self.console = problem, arguments, folder, console
+        self.device = choose_device(arguments.device)
+        self.precision = Precision(arguments.amp, self.device)
+        problem.model.to(self.device)
+        self.surgery = make_surgery(problem, arguments)
+        self.balancer = make_balancer(problem, arguments, self.surgery)
+        groups = problem.parameter_groups(arguments.lr, arguments.lr if arguments.head_lr is None else arguments.head_lr)
+        if self.balancer is not None:
+            self.balancer.to(self.device)
+            groups.append({"params": list(self.balancer.parameters()), "lr": arguments.balancer_lr, "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(groups, lr=arguments.lr, weight_decay=arguments.weight_decay)
+        self.sampler = EpochSampler(_sized(problem.train_data), arguments.seed)
+        samples = len(self.sampler)
+        self.batch_size = min(arguments.batch_size, samples)
+        self.train_batches = self._loader(problem.train_data, self.sampler)
+        self.val_batches = self._loader(problem.val_data, None)
+        self.steps_per_epoch = samples // self.batch_size
+        factor = learning_rate_factor(arguments.schedule, arguments.epochs * self.steps_per_epoch, arguments.warmup_steps)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.stopping = EarlyStopping(arguments.early_stop)
+        self.update = SurgicalStep(problem, self.surgery, self.balancer, self.optimizer, self.precision,
+                                   form=arguments.form, clip_norm=arguments.clip_norm)  # fmt: skip
+        self.epoch = self.position = self.step = 0  # position: steps done in this epoch
+        log_position = self._restore() if arguments.resume and folder.last.exists() else 0
+        self.log = RunLog(folder.log, self._columns(), folder.tensorboard, position=log_position, step=self.step)
+
+    @property
+    def finished(self) -> bool:
+        epochs: int = self.arguments.epochs
+        return self.epoch >= epochs or self.stopping.stop
+
+    def run(self) -> int | None:
+        """Train to the end, or to the first SIGTERM or Ctrl-C, whose number it returns after writing a checkpoint."""
+        try:
+            with Interrupt() as interrupt:
+                while not self.finished:
+                    completed = self._train_epoch(interrupt)
+                    if completed:
+                        self._validate()
+                        self.epoch, self.position = self.epoch + 1, 0
+                    self.save()
+                    if interrupt.signal is not None and not self.finished:
+                        return interrupt.signal
+        finally:
+            self.log.close()
+        return None
+
+    def _train_epoch(self, interrupt: Interrupt) -> bool:
+        """Run what is left of the epoch; False when a signal cut it short."""
+        self.problem.model.train()
+        self.surgery.train()
+        self.problem.start_epoch(self.epoch)
+        self.sampler.enter(self.epoch, self.position * self.batch_size)
+        with StepBar(self.console, self.epoch, self.arguments.epochs, self.position, self.steps_per_epoch) as bar:
+            for batch in self._on_device(self.train_batches):
+                result = self.update(batch)
+                self.step += 1
+                self.position += 1
+                if self.step % self.arguments.log_every == 0:
+                    self.log.row(self.step, self.epoch, self._measurements(result))
+                self.scheduler.step()
+                bar.advance(result.losses)
+                if interrupt.signal is not None:
+                    break
+        return bool(self.position == self.steps_per_epoch)
+
+    def _validate(self) -> None:
+        self.problem.model.eval()
+        with torch.no_grad(), self.precision.autocast():
+            metrics = self.problem.evaluate(self._on_device(self.val_batches))
+        score = self.problem.score(metrics)
+        values = {f"val/{name}": value for name, value in metrics.items()}
+        self.log.row(self.step, self.epoch, {**values, "score": score})
+        if self.stopping.update(self.epoch, score):
+            save_checkpoint(self.folder.best, {"model": self.problem.model.state_dict(), "epoch": self.epoch, "score": score})
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in self.problem.headline if name in metrics)
+        self.console.print(f"epoch {self.epoch + 1}/{self.arguments.epochs}  step {self.step}  {shown}  score {score:.4f}",
+                           highlight=False, soft_wrap=True)  # fmt: skip
+
+    def _loader(self, data: Dataset[Any], sampler: EpochSampler | None) -> DataLoader[Any]:
+        """With a sampler (training) every batch is full. Workers live as long as the run, and so does what they keep in memory."""
+        return DataLoader(
+            data, batch_size=self.batch_size, sampler=sampler, drop_last=sampler is not None,
+            num_workers=self.arguments.workers, persistent_workers=self.arguments.workers > 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(self.arguments.seed),  # leaves the global random state alone
+        )  # fmt: skip
+
+    def _on_device(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            yield tree_map_only(torch.Tensor, lambda tensor: tensor.to(self.device, non_blocking=True), batch)
+
+    def _columns(self) -> list[str]:
+        tasks = self.problem.tasks
+        return [
+            "lr", *(f"loss/{task}" for task in tasks), *(f"balance/{task}" for task in tasks),
+            *(f"weight/{task}" for task in tasks), *(f"norm/{task}" for task in tasks),
+            *(f"cosine/{one}-{other}" for one, other in combinations(tasks, 2)), "conflicts", "nonfinite",
+            *(f"val/{name}" for name in self.problem.metric_names), "score",
+        ]  # fmt: skip
+
+    def _measurements(self, result: StepResult) -> dict[str, float]:
+        """One training row: reads the step's statistics, the only place where the loop waits for the device."""
+        values = {"lr": float(self.scheduler.get_last_lr()[0])}
+        values |= {f"loss/{task}": loss.item() for task, loss in result.losses.items()}
+        if result.losses:
+            statistics = self.surgery.statistics()
+            for name, value in statistics.scalars().items():
+                if name in self.log.columns and math.isfinite(value):
+                    values[name] = value / result.loss_scale if name.startswith("norm/") else value
+            values["nonfinite"] = float(statistics.nonfinite)
+        if self.balancer is not None:
+            weights = zip(self.problem.tasks, self.balancer.weights.tolist(), strict=True)
+            values |= {f"balance/{task}": weight for task, weight in weights}
+        return values
+
+    def save(self) -> None:
+        """Write checkpoints/last.pt; the log is on disk up to the position it records."""
+        save_checkpoint(self.folder.last, {
+            "model": self.problem.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(), "scaler": self.precision.scaler.state_dict(),
+            "surgery": self.surgery.state_dict(), "balancer": None if self.balancer is None else self.balancer.state_dict(),
+            "stopping": self.stopping.state_dict(), "random": random_state(), "log_position": self.log.position(),
+            "epoch": self.epoch, "position": self.position, "step": self.step,
+        })  # fmt: skip
+
+    def _restore(self) -> int:
+        """Load checkpoints/last.pt into everything; returns how many bytes of the log belong to it."""
+        state = load_checkpoint(self.folder.last)
+        try:
+            self.problem.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scheduler.load_state_dict(state["scheduler"])
+            self.precision.scaler.load_state_dict(state["scaler"])
+            self.surgery.load_state_dict(state["surgery"])
+            if self.balancer is not None:
+                self.balancer.load_state_dict(state["balancer"])
+            self.stopping.load_state_dict(state["stopping"])
+            self.epoch, self.position, self.step = state["epoch"], state["position"], state["step"]
+            restore_random_state(state["random"])
+            log_position: int = state["log_position"]
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"{self.folder.last}: the checkpoint does not fit this run ({reason}); it was written by another version "
+                "or for other data. Start a new run in another --out."
+            ) from error
+        return log_position
+
+
+def _sized(data: Dataset[Any]) -> Any:
+    if not hasattr(data, "__len__"):
+        raise TypeError(f"train_data: expected a data set with a length, found {type(data).__name__}")
+    return data

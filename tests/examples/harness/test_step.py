@@ -1,0 +1,91 @@
+"""One step: both forms agree, and without a method it is the plain gradient of the summed loss."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from harness.errors import RunError
+from harness.step import SurgicalStep
+from harness.training import Training
+from torch import Tensor
+
+BATCH = (torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([[0.0], [1], [1], [0]]), torch.ones(4, 1))
+
+
+def _gradients(problem: Any, step: SurgicalStep) -> list[Tensor]:
+    """The gradients that the step leaves, for a model that is not updated and has no dropout."""
+    problem.model.eval()
+    step(BATCH)
+    return [parameter.grad.clone() for parameter in problem.model.parameters()]
+
+
+@pytest.mark.parametrize("balancer", ["none", "uncertainty", "gradnorm"])
+@pytest.mark.parametrize("method", ["sum", "pcgrad"])
+def test_both_forms_leave_the_same_gradients(toy: Any, start: Callable[..., Training], method: str, balancer: str) -> None:
+    found = []
+    for form in ("split", "detach"):
+        problem = toy()
+        training = start(problem, "--form", form, "--method", method, "--balancer", balancer, "--lr", "0", out=form)
+        found.append((_gradients(problem, training.update), training))
+        training.log.close()
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        torch.testing.assert_close(one, other)
+    if found[0][1].balancer is not None:
+        for one, other in zip(found[0][1].balancer.parameters(), found[1][1].balancer.parameters(), strict=True):
+            assert one.grad is not None
+            torch.testing.assert_close(one.grad, other.grad)
+
+
+def test_sum_is_the_plain_gradient(toy: Any, start: Callable[..., Training]) -> None:
+    problem, plain = toy(), toy()
+    training = start(problem, "--method", "sum", "--lr", "0")
+    found = _gradients(problem, training.update)
+    training.log.close()
+    plain.model.eval()
+    features = plain.represent(BATCH)
+    (plain.loss("side", features, BATCH) + plain.loss("height", features, BATCH)).backward()
+    for one, parameter in zip(found, plain.model.parameters(), strict=True):
+        torch.testing.assert_close(one, parameter.grad)
+
+
+def test_the_norm_is_clipped(toy: Any, start: Callable[..., Training]) -> None:
+    problem = toy()
+    training = start(problem, "--clip-norm", "0.01")
+    found = _gradients(problem, training.update)
+    training.log.close()
+    assert torch.stack([gradient.norm() for gradient in found]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["split", "detach"])
+def test_a_batch_without_any_target_changes_nothing(toy: Any, start: Callable[..., Training], form: str) -> None:
+    problem = toy()
+    training = start(problem, "--form", form)
+    problem.loss = lambda task, features, batch: None
+    before = [parameter.clone() for parameter in problem.model.parameters()]
+    assert training.update(BATCH).losses == {}
+    assert training.update(BATCH).losses == {}  # the detached form is ready for the next step
+    training.log.close()
+    for one, other in zip(before, problem.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_trains_and_reports_unscaled_norms(toy: Any, start: Callable[..., Training], amp: str) -> None:
+    norms = []
+    for name in ("off", amp):
+        problem = toy()
+        training = start(problem, "--amp", name, "--lr", "0", out=name)
+        problem.model.eval()
+        for _ in range(12):  # fp16 starts with a scale that overflows, and halves it until it does not
+            result = training.update(BATCH)
+        assert (result.loss_scale > 1) == (name == "fp16")
+        norms.append(training._measurements(result)["norm/height"])
+        training.log.close()
+        assert all(torch.isfinite(parameter.grad).all() for parameter in problem.model.parameters())
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
+def test_unknown_method_options_are_an_error_for_the_user(toy: Any, start: Callable[..., Training]) -> None:
+    with pytest.raises(RunError, match="--method sum: .*no option 'c'"):
+        start(toy(), "--method", "sum", "--method-option", "c=0.4")
