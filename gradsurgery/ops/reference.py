@@ -127,7 +127,7 @@ def combine_(
         total = target.double() if accumulate else torch.zeros_like(target, dtype=torch.float64)
         for t, row in enumerate(rows):
             if row is not None:
-                total = total + weights[t] * row
+                total = total + weights[t] * row.double()
         target.copy_(total)
 
 
