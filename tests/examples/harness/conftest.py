@@ -20,7 +20,6 @@ class ToyProblem:
 
     tasks = ("side", "height")
     kinds = ("classification", "regression")
-    loss_units = {"side": "nats", "height": "squared"}
     metric_names = ("side/error", "height/error")
     headline = ("height/error",)
 
@@ -33,6 +32,7 @@ class ToyProblem:
         self.model = nn.ModuleDict(
             {"trunk": nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.25)), "side": nn.Linear(8, 1), "height": nn.Linear(8, 1)}
         )
+        self.loss_units = {"side": "nats", "height": "squared"}
         self.absent, self.after_step, self.steps = absent, after_step, 0
 
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:

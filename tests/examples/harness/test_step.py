@@ -87,5 +87,5 @@ def test_mixed_precision_trains_and_reports_unscaled_norms(toy: Any, start: Call
 
 
 def test_unknown_method_options_are_an_error_for_the_user(toy: Any, start: Callable[..., Training]) -> None:
-    with pytest.raises(RunError, match="--method sum: .*no option 'c'"):
+    with pytest.raises(RunError, match=r"--method sum: .*no option 'c'"):
         start(toy(), "--method", "sum", "--method-option", "c=0.4")

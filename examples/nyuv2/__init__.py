@@ -1,0 +1,1 @@
+"""Multi-task learning on NYUv2: semantic segmentation, depth and surface normals."""

@@ -1,0 +1,90 @@
+"""NYUv2 as the training loop sees it: data, HydraNet, losses, metrics and floors."""
+
+import argparse
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from harness.errors import RunError
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from nyuv2.data import open_dataset
+from nyuv2.floors import ConstantAnswer
+from nyuv2.metrics import PRIMARY, TaskMetrics, metric_names, score
+from nyuv2.model import HydraNet
+from nyuv2.objectives import KINDS, OBJECTIVES, UNITS
+
+Batch = dict[str, Tensor]
+
+
+class NYUv2Problem:
+    """See `harness.problem.Problem`. Images run in channels-last memory format, which convolutions prefer on CPU and GPU."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.tasks = tuple(arguments.tasks)
+        self.kinds = tuple(KINDS[task] for task in self.tasks)
+        self.loss_units = {task: UNITS[task] for task in self.tasks}
+        self.metric_names = metric_names(self.tasks)
+        self.headline = tuple(f"{task}/{PRIMARY[task][0]}" for task in self.tasks)
+        common: dict[str, Any] = {
+            "size": tuple(arguments.size), "classes": arguments.classes, "seed": arguments.seed,
+        }  # fmt: skip
+        train = {"split": "train", "count": arguments.train_count, **common}
+        self.train_data = open_dataset(arguments.data, augment=not arguments.no_augment, **train)
+        self.val_data = open_dataset(arguments.data, split="val", count=arguments.val_count, **common)
+        self.info = self.train_data.info
+        if missing := [task for task in self.tasks if task not in self.info.tasks]:
+            raise RunError(
+                f"--tasks {' '.join(missing)}: {self.info.name} has no such targets; it has {', '.join(self.info.tasks)}."
+            )
+        answer = ConstantAnswer(self._plain(open_dataset(arguments.data, **train), arguments), self.tasks, self.classes)
+        self.answer, self.floors = answer, answer.measure(self._plain(self.val_data, arguments))
+        torch.manual_seed(arguments.seed)  # the initial weights are a function of the seed, whatever was drawn before
+        self.model = HydraNet(self.tasks, classes=self.classes, channels=arguments.channels, pretrained=arguments.pretrained).to(
+            memory_format=torch.channels_last
+        )
+        self.freeze_encoder_epochs = arguments.freeze_encoder_epochs
+
+    @property
+    def classes(self) -> int:
+        return len(self.info.classes)
+
+    @staticmethod
+    def _plain(data: Any, arguments: argparse.Namespace) -> Iterable[Batch]:
+        return DataLoader(data, arguments.batch_size, num_workers=arguments.workers, generator=torch.Generator())
+
+    def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
+        """Trunk and heads, with their learning rates."""
+        return [
+            {"params": list(self.model.trunk.parameters()), "lr": lr},
+            {"params": list(self.model.heads.parameters()), "lr": head_lr},
+        ]
+
+    def start_epoch(self, epoch: int) -> None:
+        """New augmentations; the encoder frozen or not."""
+        self.train_data.set_epoch(epoch)
+        self.model.trunk.freeze_encoder(epoch < self.freeze_encoder_epochs)
+
+    def represent(self, batch: Batch) -> Tensor:
+        """[B, 3, H, W] -> [B, channels, H/4, W/4]"""
+        features: Tensor = self.model.trunk(batch["image"].to(memory_format=torch.channels_last))
+        return features
+
+    def loss(self, task: str, features: Tensor, batch: Batch) -> Tensor | None:
+        """The task's loss on its view of the representation, None without a valid pixel."""
+        return OBJECTIVES[task](self.model.heads[task](features, batch["image"].shape[-2:]), batch[task])
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """{"task/metric": value} over the batches."""
+        device = next(self.model.parameters()).device
+        meters = {task: TaskMetrics(task, self.classes, device) for task in self.tasks}
+        for batch in batches:
+            predictions = self.model(batch["image"].to(memory_format=torch.channels_last))
+            for task, meter in meters.items():
+                meter.update(predictions[task], batch[task])
+        return {name: value for meter in meters.values() for name, value in meter.compute().items()}
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """The share of the floors' error that the model removes, mean over tasks."""
+        return score(metrics, self.floors, self.tasks)
