@@ -13,6 +13,7 @@ namespace gradsurgery {
 
 constexpr int64_t kBlock = 65536;  // coordinates a task in one unit of parallel work
 constexpr int64_t kChunk = 1024;   // coordinates a task at a time
+constexpr int kLanes = 8;          // partial sums side by side, whatever the width of the registers
 
 inline int64_t block_count(const Rows& rows) { return (rows.numel + kBlock - 1) / kBlock; }
 

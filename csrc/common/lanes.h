@@ -4,7 +4,6 @@
 // Eight lanes on every instruction set keep the order of additions, and with it the bits, the same from SSE2 to AVX-512: a
 // product of two float32, bfloat16 or float16 values is exact in float64, so a fused multiply-add changes nothing either.
 
-constexpr int kLanes = 8;
 constexpr int kNative = GS_NATIVE_BYTES / 8;  // doubles in one register
 constexpr int kParts = kLanes / kNative;
 
@@ -43,13 +42,9 @@ inline void add_scaled(Lanes& sum, double w, const Lanes& a) {
   for (int p = 0; p < kParts; ++p) sum.part[p] += w * a.part[p];
 }
 
-// A fixed tree: lanes l and l+4, then l and l+2, then l and l+1.
-inline double horizontal_sum(const Lanes& x) {
-  double lane[kLanes];
-  for (int p = 0; p < kParts; ++p) write(lane + p * kNative, x.part[p]);
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
-  return lane[0];
+// cell[lane] += x[lane]; the lanes of a cell are added up once, at the end of a block.
+inline void add_to_cell(double* cell, const Lanes& x) {
+  for (int p = 0; p < kParts; ++p) write(cell + p * kNative, read<NativeDouble>(cell + p * kNative) + x.part[p]);
 }
 
 // float16 <-> float32 without F16C. The multiplication restores the exponent's bias and normalises subnormals at once.

@@ -5,6 +5,8 @@
 
 namespace gradsurgery {
 
+constexpr int64_t kStrip = 256;  // coordinates of every row that are widened side by side
+
 // Products and sums in float64, in a fixed order: symmetric by construction, the same bits for any number of threads.
 void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram /* [T, T] */);
 

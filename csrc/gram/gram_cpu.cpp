@@ -8,28 +8,43 @@ namespace gradsurgery {
 
 ChunkReader::Widen widen_cpu() { return GS_PICK(widen); }
 
+// A fixed tree: lanes l and l + 4, then l and l + 2, then l and l + 1.
+static double sum_lanes(const double* cell /* [kLanes] */) {
+  double lane[kLanes];
+  std::copy(cell, cell + kLanes, lane);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int l = 0; l < half; ++l) lane[l] += lane[l + half];
+  return lane[0];
+}
+
 void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
   const int tasks = rows.tasks;
   const int64_t square = int64_t(tasks) * tasks, blocks = block_count(rows);
   const auto chunk = GS_PICK(gram_chunk);
-  std::vector<double> partial(size_t(blocks * square), 0.0);  // [blocks, T, T], upper triangles
+  std::vector<double> partial(size_t(blocks * square));  // [blocks, T, T], upper triangles
   const auto sum_blocks = [&](int64_t first, int64_t last) {
     ChunkReader reader(rows, widen_cpu());
-    std::vector<double> compact;
+    std::vector<double> cells(size_t(square * kLanes)), present;  // [T, T, kLanes], and the same for the rows of a chunk
+    std::vector<double> packed(size_t(tasks * kStrip));
+    std::vector<const char*> strips(tasks);
     for (int64_t block = first; block < last; ++block) {
-      double* sums = partial.data() + block * square;
+      std::fill(cells.begin(), cells.end(), 0.0);
       for_each_chunk(rows, block, [&](int64_t piece, int64_t start, int64_t n) {
         reader.read(piece, start, n);
         const int count = reader.count();
         if (count == tasks) {
-          chunk(reader.scalar(), reader.pointers(), count, n, sums);
+          chunk(reader.scalar(), reader.pointers(), count, n, cells.data(), packed.data(), strips.data());
         } else if (count > 0) {
-          compact.assign(size_t(count) * count, 0.0);
-          chunk(reader.scalar(), reader.pointers(), count, n, compact.data());
+          present.assign(size_t(count) * count * kLanes, 0.0);
+          chunk(reader.scalar(), reader.pointers(), count, n, present.data(), packed.data(), strips.data());
           for (int i = 0; i < count; ++i)
-            for (int j = i; j < count; ++j) sums[reader.tasks()[i] * tasks + reader.tasks()[j]] += compact[i * count + j];
+            for (int j = i; j < count; ++j) {
+              double* to = cells.data() + (int64_t(reader.tasks()[i]) * tasks + reader.tasks()[j]) * kLanes;
+              for (int l = 0; l < kLanes; ++l) to[l] += present[(int64_t(i) * count + j) * kLanes + l];
+            }
         }
       });
+      for (int64_t k = 0; k < square; ++k) partial[block * square + k] = sum_lanes(cells.data() + k * kLanes);
     }
   };
   if (blocks <= 1)

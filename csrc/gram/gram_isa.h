@@ -6,7 +6,8 @@ namespace GS_ISA {
 
 // R x C dot products at once, so that every loaded coordinate is used R or C times from registers.
 template <class Store, int R, int C>
-inline void gram_tile(const char* const* a /* [R] */, const char* const* b /* [C] */, int64_t n, double* out /* [R, C] */) {
+inline void gram_tile(const char* const* a /* [R] */, const char* const* b /* [C] */, int64_t n, double* sums,
+                      int64_t stride /* of a row of sums, in cells */) {
   Lanes sum[R][C];
   for (int r = 0; r < R; ++r)
     for (int c = 0; c < C; ++c) sum[r][c] = zeros();
@@ -22,12 +23,12 @@ inline void gram_tile(const char* const* a /* [R] */, const char* const* b /* [C
   for (; k + kLanes <= n; k += kLanes) accumulate([k](const char* row) { return load<Store>(row + k * Store::bytes); });
   if (k < n) accumulate([k, n](const char* row) { return load_tail<Store>(row + k * Store::bytes, n - k); });
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) out[r * C + c] = horizontal_sum(sum[r][c]);
+    for (int c = 0; c < C; ++c) add_to_cell(sums + (r * stride + c) * kLanes, sum[r][c]);
 }
 
 // The upper triangle of R rows with themselves.
 template <class Store, int R>
-inline void gram_triangle(const char* const* a /* [R] */, int64_t n, double* out /* [R, R] */) {
+inline void gram_triangle(const char* const* a /* [R] */, int64_t n, double* sums, int64_t stride) {
   Lanes sum[R][R];
   for (int r = 0; r < R; ++r)
     for (int c = r; c < R; ++c) sum[r][c] = zeros();
@@ -41,61 +42,49 @@ inline void gram_triangle(const char* const* a /* [R] */, int64_t n, double* out
   for (; k + kLanes <= n; k += kLanes) accumulate([k](const char* row) { return load<Store>(row + k * Store::bytes); });
   if (k < n) accumulate([k, n](const char* row) { return load_tail<Store>(row + k * Store::bytes, n - k); });
   for (int r = 0; r < R; ++r)
-    for (int c = r; c < R; ++c) out[r * R + c] = horizontal_sum(sum[r][c]);
+    for (int c = r; c < R; ++c) add_to_cell(sums + (r * stride + c) * kLanes, sum[r][c]);
 }
 
+// The upper triangle of all rows, tile by tile.
 template <class Store>
-inline void gram_rows(const char* const* rows, int count, int64_t n, double* sums /* [count, count], upper */) {
-  double tile[GS_TILE * GS_TILE];
-  const auto add = [&](int i, int j, int height, int width) {
-    for (int r = 0; r < height; ++r)
-      for (int c = i == j ? r : 0; c < width; ++c) sums[(i + r) * count + j + c] += tile[r * width + c];
-  };
+inline void gram_rows(const char* const* rows, int count, int64_t n, double* sums /* [count, count, kLanes] */) {
+  const auto cell = [&](int i, int j) { return sums + (int64_t(i) * count + j) * kLanes; };
   for (int i = 0; i < count; i += GS_TILE) {
-    const int height = count - i < GS_TILE ? count - i : GS_TILE;
-    switch (height) {
+    switch (count - i) {
       case 1:
-        gram_triangle<Store, 1>(rows + i, n, tile);
+        gram_triangle<Store, 1>(rows + i, n, cell(i, i), count);
         break;
+#if GS_TILE == 4
       case 2:
-        gram_triangle<Store, 2>(rows + i, n, tile);
+        gram_triangle<Store, 2>(rows + i, n, cell(i, i), count);
         break;
-#if GS_TILE == 4
       case 3:
-        gram_triangle<Store, 3>(rows + i, n, tile);
-        break;
-      case 4:
-        gram_triangle<Store, 4>(rows + i, n, tile);
+        gram_triangle<Store, 3>(rows + i, n, cell(i, i), count);
         break;
 #endif
+      default:
+        gram_triangle<Store, GS_TILE>(rows + i, n, cell(i, i), count);
+        break;
     }
-    add(i, i, height, height);
-    for (int j = i + GS_TILE; j < count; j += GS_TILE) {  // here height == GS_TILE
-      const int width = count - j < GS_TILE ? count - j : GS_TILE;
-      switch (width) {
+    for (int j = i + GS_TILE; j < count; j += GS_TILE) {  // here GS_TILE rows are left from i on
+      switch (count - j) {
         case 1:
-          gram_tile<Store, GS_TILE, 1>(rows + i, rows + j, n, tile);
-          break;
-        case 2:
-          gram_tile<Store, GS_TILE, 2>(rows + i, rows + j, n, tile);
+          gram_tile<Store, GS_TILE, 1>(rows + i, rows + j, n, cell(i, j), count);
           break;
 #if GS_TILE == 4
-        case 3:
-          gram_tile<Store, GS_TILE, 3>(rows + i, rows + j, n, tile);
+        case 2:
+          gram_tile<Store, GS_TILE, 2>(rows + i, rows + j, n, cell(i, j), count);
           break;
-        case 4:
-          gram_tile<Store, GS_TILE, 4>(rows + i, rows + j, n, tile);
+        case 3:
+          gram_tile<Store, GS_TILE, 3>(rows + i, rows + j, n, cell(i, j), count);
           break;
 #endif
+        default:
+          gram_tile<Store, GS_TILE, GS_TILE>(rows + i, rows + j, n, cell(i, j), count);
+          break;
       }
-      add(i, j, height, width);
     }
   }
-}
-
-// sums[i, j] += <rows[i], rows[j]> for i <= j, over n coordinates of one scalar type.
-inline void gram_chunk(Scalar scalar, const char* const* rows, int count, int64_t n, double* sums) {
-  with_store(scalar, [&](auto store) { gram_rows<decltype(store)>(rows, count, n, sums); });
 }
 
 // Widens n elements to float64, for pieces whose rows differ in type.
@@ -107,6 +96,29 @@ inline void widen(Scalar scalar, const char* from, int64_t n, double* to) {
       GS_ISA::store<StoreF64>(reinterpret_cast<char*>(to + k), load<Store>(from + k * Store::bytes));
     if (k < n) store_tail<StoreF64>(reinterpret_cast<char*>(to + k), load_tail<Store>(from + k * Store::bytes, n - k), n - k);
   });
+}
+
+// sums[i, j, lane] += the products of rows i <= j in each lane, over n coordinates of one scalar type.
+inline void gram_chunk(Scalar scalar, const char* const* rows, int count, int64_t n, double* sums,
+                       double* packed /* [count, kStrip] */, const char** strips /* [count] */) {
+  if (count <= GS_TILE) {  // a single tile: read where the gradients lie
+    with_store(scalar, [&](auto store) { gram_rows<decltype(store)>(rows, count, n, sums); });
+    return;
+  }
+  // Several tiles would convert every row several times, and rows a power of two apart would evict each other from the cache:
+  // widen a strip of every row side by side, which stays in the first-level cache.
+  const int64_t bytes = size_of(scalar);
+  for (int r = 0; r < count; ++r) strips[r] = reinterpret_cast<const char*>(packed + r * kStrip);
+  for (int64_t at = 0; at < n; at += kStrip) {
+    const int64_t width = n - at < kStrip ? n - at : kStrip;
+    for (int r = 0; r < count; ++r) {
+      const char* from = rows[r] + at * bytes;
+      if (count > 8)  // more streams than the hardware follows by itself
+        for (int64_t line = 0; line < kStrip * bytes; line += 64) __builtin_prefetch(from + kStrip * bytes + line);
+      widen(scalar, from, width, packed + r * kStrip);
+    }
+    gram_rows<StoreF64>(strips, count, width, sums);
+  }
 }
 
 }  // namespace GS_ISA
