@@ -1,6 +1,8 @@
 #include "../common/cpu.h"
 #include "gram.h"
 
+#include <memory>
+
 #define GS_TARGET_FILE "../gram/gram_isa.h"
 #include "../common/foreach_isa.h"
 
@@ -25,7 +27,7 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
   const auto sum_blocks = [&](int64_t first, int64_t last) {
     ChunkReader reader(rows, widen_cpu());
     std::vector<double> cells(size_t(square * kLanes)), present;  // [T, T, kLanes], and the same for the rows of a chunk
-    std::vector<double> packed(size_t(tasks * kStrip));
+    const auto packed = std::make_unique_for_overwrite<double[]>(size_t(tasks * kStrip));
     std::vector<const char*> strips(tasks);
     for (int64_t block = first; block < last; ++block) {
       std::fill(cells.begin(), cells.end(), 0.0);
@@ -33,10 +35,10 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
         reader.read(piece, start, n);
         const int count = reader.count();
         if (count == tasks) {
-          chunk(reader.scalar(), reader.pointers(), count, n, cells.data(), packed.data(), strips.data());
+          chunk(reader.scalar(), reader.pointers(), count, n, cells.data(), packed.get(), strips.data());
         } else if (count > 0) {
           present.assign(size_t(count) * count * kLanes, 0.0);
-          chunk(reader.scalar(), reader.pointers(), count, n, present.data(), packed.data(), strips.data());
+          chunk(reader.scalar(), reader.pointers(), count, n, present.data(), packed.get(), strips.data());
           for (int i = 0; i < count; ++i)
             for (int j = i; j < count; ++j) {
               double* to = cells.data() + (int64_t(reader.tasks()[i]) * tasks + reader.tasks()[j]) * kLanes;
