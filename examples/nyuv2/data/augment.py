@@ -43,7 +43,7 @@ def draw_view(seed: int, epoch: int, index: int) -> View:
 
 
 def show(sample: Sample, view: View, size: tuple[int, int]) -> Sample:
-    """The sample under a view, at `size` (height, width).
+    """The sample under a view, at `size` (height, width), in memory of its own.
 
     The image is resampled bilinearly with antialiasing; class ids, depth and normals take the nearest
     pixel, so no value is ever mixed across an edge or with IGNORE. Zooming by s looks like a camera s times
@@ -69,7 +69,7 @@ def show(sample: Sample, view: View, size: tuple[int, int]) -> Sample:
     if "normal" in sample:
         normal = window(sample["normal"], InterpolationMode.NEAREST_EXACT)
         shown["normal"] = normal * normal.new_tensor([-1.0, 1.0, 1.0])[:, None, None] if view.mirrored else normal
-    return {key: value.contiguous() for key, value in shown.items()}
+    return {key: value.clone(memory_format=torch.contiguous_format) for key, value in shown.items()}
 
 
 def _recolored(image: torch.Tensor, view: View) -> torch.Tensor:

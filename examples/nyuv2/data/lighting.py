@@ -47,7 +47,8 @@ def photograph(scene: Scene, hits: Hits, camera: Camera, rng: np.random.Generato
     picture = np.sqrt(np.clip(color, 0, 1)).reshape(3, height, width)  # the display's gamma, nearly
     picture = _blur(picture)
     picture += rng.standard_normal(picture.shape, dtype=np.float32) * rng.uniform(0.006, 0.03)
-    return np.asarray(np.rint(picture.clip(0, 1) * 255), np.uint8).transpose(1, 2, 0)
+    levels: npt.NDArray[np.uint8] = np.rint(picture.clip(0, 1) * 255).transpose(1, 2, 0).astype(np.uint8)
+    return levels
 
 
 def _radiance(scene: Scene, hits: Hits, camera: Camera, ray: Floats) -> Floats:

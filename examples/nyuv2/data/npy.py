@@ -50,7 +50,7 @@ class NpyFolder:
 def _read(path: Path) -> Array:
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged header leads its parser to errors of many kinds
         raise DataError(f"{path}: expected a whole .npy array, found one that does not load ({error})") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
         raise DataError(f"{path}: expected one numeric array, found {getattr(array, 'dtype', type(array).__name__)}")

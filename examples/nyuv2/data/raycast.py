@@ -159,7 +159,7 @@ def _slab(origin: Floats, direction: Floats) -> tuple[Floats, Floats]:
     inverse = 1 / (direction + _TINY)
     middle = -origin * inverse
     reach = np.abs(inverse)
-    return middle - reach, middle + reach
+    return np.asarray(middle - reach, np.float32), np.asarray(middle + reach, np.float32)
 
 
 def _round(origin: Floats, direction: Floats) -> tuple[Floats, Floats]:
