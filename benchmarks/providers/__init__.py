@@ -1,0 +1,14 @@
+"""Who is compared: PCGrad on one [T, N] matrix of task gradients, four ways.
+
+A new provider is one file with a ``Provider`` in it, and one line here. Each draws a random order for every task, as in the paper.
+"""
+
+from .explicit import EXPLICIT
+from .gradsurgery import GRADSURGERY
+from .gram import GRAM
+from .provider import Provider, Run
+from .torchjd import TORCHJD
+
+PROVIDERS: dict[str, Provider] = {p.name: p for p in (GRADSURGERY, TORCHJD, GRAM, EXPLICIT)}
+
+__all__ = ["PROVIDERS", "Provider", "Run"]

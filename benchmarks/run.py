@@ -1,0 +1,96 @@
+"""Runs every benchmark and writes one results file: ``python benchmarks/run.py [--quick] [--device auto]``.
+
+The README's table and the plot are made from committed results by ``table.py`` and ``plot.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from bandwidth import read_rows
+from cases import SMALL, Case, grid
+from compare import surgery_rows
+from environment import Disturbance, describe, slug
+from memory import memory_rows, step_memory_rows
+from results import FOLDER, Results, Row
+from step import Batch, step_rows
+from timing import Effort
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run measures, and for how long."""
+
+    cases: list[Case]
+    effort: Effort
+    read_cases: list[Case]
+    probe_bytes: int
+    step_effort: Effort  # steps are long and the differences small: many rounds
+    step_batch: Batch
+    memory_cases: list[Case]
+    memory_batch: Batch
+
+
+FULL = Plan(
+    cases=grid(),
+    effort=Effort(sample_s=1e-3, budget_s=2.0, rounds=(9, 300)),
+    read_cases=[*(Case(tasks, 10_000_000) for tasks in (2, 4, 8)), Case(4, 30_000_000)],
+    probe_bytes=400_000_000,
+    step_effort=Effort(sample_s=0.0, budget_s=20.0, rounds=(60, 300)),
+    step_batch=Batch(count=8, size=64),
+    memory_cases=[Case(tasks, 10_000_000) for tasks in (2, 4, 8, 16)],
+    memory_batch=Batch(count=8, size=128),
+)
+QUICK = Plan(
+    cases=SMALL,
+    effort=Effort(sample_s=2e-4, budget_s=0.1, rounds=(3, 20)),
+    read_cases=[Case(4, 100_000)],
+    probe_bytes=4_000_000,
+    step_effort=Effort(sample_s=0.0, budget_s=0.1, rounds=(3, 20)),
+    step_batch=Batch(count=2, size=32),
+    memory_cases=[Case(4, 1_000_000)],
+    memory_batch=Batch(count=2, size=64),
+)
+
+PARTS: dict[str, Callable[[Plan, torch.device], list[Row]]] = {
+    "surgery": lambda plan, device: surgery_rows(plan.cases, plan.effort, device, say=say),
+    "read": lambda plan, device: read_rows(plan.read_cases, plan.effort, device, plan.probe_bytes),
+    "step": lambda plan, device: step_rows(plan.step_effort, device, plan.step_batch),
+    "memory": lambda plan, device: memory_rows(plan.memory_cases, device) + step_memory_rows(device, plan.memory_batch),
+}
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes and few samples: shows that everything runs, no more")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:0")
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=tuple(PARTS), help="parts to run")
+    parser.add_argument("--out", type=Path, help="default: results/<device>-<date>.json here, or a temporary file with --quick")
+    a = parser.parse_args()
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if a.device == "auto" else a.device)
+    environment = describe(device, a.quick)
+    disturbance = Disturbance()
+    rows: list[Row] = []
+    for part in a.only:
+        say(f"{part} ...")
+        rows += PARTS[part](QUICK if a.quick else FULL, device)
+    environment["others_share"] = disturbance.share()
+    folder = Path(tempfile.gettempdir()) if a.quick else FOLDER
+    path = a.out or folder / f"{slug(environment)}.json"
+    Results(path, environment, rows).write()
+    if environment["others_share"] is not None:
+        say(f"other processes took {environment['others_share']:.0%} of the CPUs' time meanwhile")
+    say(f"{len(rows)} rows in {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,180 @@
+"""Writes the tables of committed results into a Markdown file: ``python benchmarks/table.py [README.md] [--check]``.
+
+They stand between ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``; with --check nothing is written, and the exit status
+tells whether the file is up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cases import Case
+from providers import PROVIDERS
+from results import FOLDER, Results, Row, latest
+
+BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+OURS = "gradsurgery"
+QUIET = 0.05  # of the CPUs' time; beyond, the table says that the machine was busy
+
+
+def seconds(t: float) -> str:
+    """Three digits, in the unit that suits: 5.2 us is "5.20 µs"."""
+    value, unit = (t * 1e6, "µs") if t < 1e-3 else (t * 1e3, "ms") if t < 1 else (t, "s")
+    return f"{digits(value)} {unit}"
+
+
+def digits(value: float) -> str:
+    """Three significant digits, never in exponents."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def power(numel: int) -> str:
+    """1,000 as 10³, 30,000,000 as 3·10⁷."""
+    exponent = len(str(numel)) - 1
+    factor = numel // 10**exponent
+    raised = "10" + str(exponent).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return raised if factor == 1 else f"{factor}·{raised}"
+
+
+def megabytes(count: int) -> str:
+    """Decimal megabytes: 40 MB."""
+    return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e6:.1f} MB"
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Markdown, numbers to the right."""
+    return [f"| {' | '.join(header)} |", "|" + " --: |" * len(header), *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+def render(results: Results) -> str:
+    """One device's section."""
+    parts = [_heading(results), *_times(results), *_memory(results), *_facts(results)]
+    return "\n".join(parts)
+
+
+def _heading(results: Results) -> str:
+    e = results.environment
+    name = e["device"] if e["kind"] == "cuda" else f"{e['device']}, {e['cores']} cores"
+    versions = ", ".join(f"{package} {version}" for package, version in e["versions"].items() if version)
+    build = f"{e['build']['cpu_capability']} kernels" if e["kind"] == "cpu" and e["build"]["cpu"] else ""
+    if not e["build"][e["kind"]]:
+        build = "pure-PyTorch reference"
+    lines = [f"**{name}** ({', '.join(filter(None, [e['date'], versions, build, 'commit ' + (e['commit'] or 'unknown')]))})", ""]
+    share = e["others_share"]
+    if share is None or share > QUIET:
+        busy = "an unknown share" if share is None else f"{share:.0%}"
+        lines += [f"*Preliminary: other processes took {busy} of the CPUs' time meanwhile.*", ""]
+    return "\n".join(lines)
+
+
+def _times(results: Results) -> list[str]:
+    surgery = results.where("surgery")
+    shown = [r for r in surgery if r["tasks"] == 4] + [r for r in surgery if r["tasks"] != 4 and r["numel"] == 1_000_000]
+    points = sorted({(r["dtype"] != "float32", r["dtype"], r["tasks"], r["numel"]) for r in shown})
+    rows = []
+    for _, dtype, tasks, numel in points:
+        at = {r["provider"]: r for r in results.where("surgery", tasks=tasks, numel=numel, dtype=dtype)}
+        mine = at[OURS]["p50"]
+        cells = [_against(at.get(name), mine) for name in PROVIDERS if name != OURS]
+        rows.append([dtype, str(tasks), power(numel), seconds(mine), *cells, digits(at[OURS]["floor_gb_per_s"])])
+    if not rows:
+        return []
+    titles = [p.title for p in PROVIDERS.values()]
+    return [
+        "One PCGrad call on T gradients of N coordinates, in random order; medians over rounds in which all take turns, each "
+        "result checked first against float64 surgery on the full vectors. In brackets: how many times gradsurgery's time. GB/s: "
+        "the bytes of (2T + 1) N coordinates in gradsurgery's time.",
+        "",
+        *table(["", "T", "N", *titles, "GB/s"], rows),
+    ]
+
+
+def _against(row: Row | None, mine: float) -> str:
+    return "–" if row is None else f"{seconds(row['p50'])} ({digits(row['p50'] / mine)}×)"
+
+
+def _memory(results: Results) -> list[str]:
+    found = {(r["tasks"], r["numel"], r["dtype"]) for r in results.where("memory")}
+    rows = []
+    for tasks, numel, dtype in sorted(found):
+        at = {r["provider"]: r for r in results.where("memory", tasks=tasks, numel=numel, dtype=dtype)}
+        cells = [f"{megabytes(at[n]['extra_bytes'])}, {megabytes(at[n]['call_bytes'])}" if n in at else "–" for n in PROVIDERS]
+        rows.append([str(tasks), power(numel), megabytes(numel * Case(tasks, numel, dtype).itemsize), *cells])
+    if not rows:
+        return []
+    titles = [p.title for p in PROVIDERS.values()]
+    return [
+        "Peak memory above the gradients, the result included; and what one more call takes on top of what is kept between calls.",
+        "",
+        *table(["T", "N", "result", *titles], rows),
+    ]
+
+
+def _facts(results: Results) -> list[str]:
+    lines = []
+    reads = results.where("read")
+    probes = [r for r in reads if r["name"] != "gram"]
+    if probes:
+        best = max(probes, key=lambda r: r["gb_per_s"])
+        share = ", ".join(
+            f"{r['gb_per_s']:.1f} GB/s ({r['gb_per_s'] / best['gb_per_s']:.0%}) at T = {r['tasks']}, N = {power(r['numel'])}"
+            for r in reads
+            if r["name"] == "gram"
+        )
+        lines.append(f"- `gram` reads {share}; the machine's fastest plain read is {best['gb_per_s']:.1f} GB/s ({best['name']}).")
+    steps = {r["form"]: r for r in results.where("step")}
+    if steps:
+        plain = steps["plain"]
+        against = ", ".join(f"`{form}` {r['p50'] / plain['p50']:.3f}×" for form, r in steps.items() if form != "plain")
+        lines.append(
+            f"- A training step of ResNet-18 with {plain['tasks']} tasks ({_batch(plain)}) takes {seconds(plain['p50'])} with the "
+            f"summed loss; {against} of that."
+        )
+    memory = {r["form"]: r for r in results.where("step memory")}
+    if memory:
+        plain = memory["plain"]
+        peaks = ", ".join(f"`{form}` {megabytes(r['extra_bytes'])}" for form, r in memory.items())
+        lines.append(f"- Its peak memory with dense heads ({_batch(plain)}): {peaks}.")
+    return [*lines, ""] if lines else []
+
+
+def _batch(row: Row) -> str:
+    return f"batch {row['batch']}, {row['size']}×{row['size']}"
+
+
+def insert(text: str, section: str, name: str) -> str:
+    """``text`` with ``section`` between the markers.
+
+    Raises:
+        ValueError: the markers are not there, or not in order.
+    """
+    start, stop = text.find(BEGIN), text.find(END)
+    if start < 0 or stop < start or text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise ValueError(f"{name}: expected one {BEGIN} followed by one {END}, found {text.count(BEGIN)} and {text.count(END)}.")
+    return f"{text[: start + len(BEGIN)]}\n{section}{text[stop:]}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("file", type=Path, nargs="?", default=Path(__file__).resolve().parents[1] / "README.md")
+    parser.add_argument("--results", type=Path, default=FOLDER, help="folder of results")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is not up to date")
+    a = parser.parse_args(arguments)
+    try:
+        before = a.file.read_text()
+        after = insert(before, "\n".join(render(results) for results in latest(a.results)), str(a.file))
+    except (OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not a.check:
+        a.file.write_text(after)
+    elif after != before:
+        print(f"{a.file}: the benchmark tables are not those of {a.results}; run python benchmarks/table.py.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""The README's tables are the committed rows, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import table
+from results import FOLDER, Results, latest
+
+ENVIRONMENT: dict[str, Any] = {
+    "date": "2026-01-31",
+    "device": "Some CPU",
+    "kind": "cpu",
+    "cores": 2,
+    "threads": 2,
+    "system": "Linux x86_64",
+    "python": "3.12.0",
+    "versions": {"torch": "2.10.0", "torchvision": None, "torchjd": "0.18.0", "gradsurgery": "0.1.0"},
+    "commit": "0123456789ab",
+    "build": {"cpu": True, "cuda": False, "cpu_capability": "avx2"},
+    "quick": False,
+    "others_share": 0.01,
+}
+
+
+def surgery(provider: str, p50: float, tasks: int = 4, numel: int = 1_000_000) -> dict[str, Any]:
+    row = {"kind": "surgery", "provider": provider, "tasks": tasks, "numel": numel, "dtype": "float32", "samples": 9}
+    return {**row, "p20": p50, "p50": p50, "p80": p50, "floor_gb_per_s": 18.0, "error": 1e-8, "conflicts": 0.5}
+
+
+ROWS: list[dict[str, Any]] = [
+    surgery("gradsurgery", 2e-3),
+    surgery("torchjd", 7e-3),
+    surgery("explicit", 30e-3),
+    {"kind": "left out", "provider": "gram", "tasks": 4, "numel": 1_000_000, "dtype": "float32", "reason": "a reason"},
+    {"kind": "read", "name": "torch.sum", "bytes": 4, "gb_per_s": 40.0},
+    {"kind": "read", "name": "memchr", "bytes": 4, "gb_per_s": 50.0},
+    {"kind": "read", "name": "gram", "tasks": 4, "numel": 10_000_000, "dtype": "float32", "bytes": 4, "gb_per_s": 45.0},
+    {"kind": "step", "form": "plain", "batch": 8, "size": 64, "tasks": 3, "p50": 0.1},
+    {"kind": "step", "form": "split", "batch": 8, "size": 64, "tasks": 3, "p50": 0.1025},
+    {
+        "kind": "memory",
+        "provider": "gradsurgery",
+        "tasks": 4,
+        "numel": 1_000_000,
+        "dtype": "float32",
+        "extra_bytes": 4_000_000,
+        "call_bytes": 0,
+    },
+    {"kind": "step memory", "form": "plain", "batch": 8, "size": 128, "tasks": 3, "extra_bytes": 400_000_000},
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    Results(tmp_path / "results" / "some.json", ENVIRONMENT, ROWS).write()
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def readme(tmp_path: Path) -> Path:
+    path = tmp_path / "README.md"
+    path.write_text(f"before\n{table.BEGIN}\nstale\n{table.END}\nafter\n")
+    return path
+
+
+def test_written_rows_are_read_again(folder: Path) -> None:
+    results = Results.read(folder / "some.json")
+    assert results.rows == ROWS
+    assert results.environment == ENVIRONMENT
+    assert len((folder / "some.json").read_text().splitlines()) == len(ROWS) + 5  # a row a line
+
+
+def test_table_stands_between_the_markers(folder: Path, readme: Path) -> None:
+    assert table.main([str(readme), "--results", str(folder)]) == 0
+    text = readme.read_text()
+    assert text.startswith(f"before\n{table.BEGIN}\n")
+    assert text.endswith(f"{table.END}\nafter\n")
+    assert "stale" not in text
+    assert "| float32 | 4 | 10⁶ | 2.00 ms | 7.00 ms (3.50×) | – | 30.0 ms (15.0×) | 18.0 |" in text
+    assert (
+        "**Some CPU, 2 cores** (2026-01-31, torch 2.10.0, torchjd 0.18.0, gradsurgery 0.1.0, avx2 kernels, commit 0123456789ab)"
+        in text
+    )
+    assert "`gram` reads 45.0 GB/s (90%) at T = 4, N = 10⁷; the machine's fastest plain read is 50.0 GB/s (memchr)." in text
+    assert "takes 100 ms with the summed loss; `split` 1.025× of that." in text
+    assert "| 4 | 10⁶ | 4 MB | 4 MB, 0.0 MB | – | – | – |" in text
+    assert "`plain` 400 MB" in text
+    assert "Preliminary" not in text
+    assert table.main([str(readme), "--results", str(folder)]) == 0
+    assert readme.read_text() == text
+
+
+def test_check_sees_other_rows(folder: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [str(readme), "--results", str(folder), "--check"]
+    stale = readme.read_text()
+    assert table.main(arguments) == 1
+    assert "run python benchmarks/table.py" in capsys.readouterr().err
+    assert readme.read_text() == stale
+    table.main(arguments[:-1])
+    assert table.main(arguments) == 0
+    Results(folder / "some.json", ENVIRONMENT, [surgery("gradsurgery", 2.1e-3), *ROWS[1:]]).write()
+    assert table.main(arguments) == 1
+
+
+@pytest.mark.parametrize("text", ["no markers", f"{table.END}\n{table.BEGIN}", f"{table.BEGIN}\n{table.BEGIN}\n{table.END}"])
+def test_missing_markers(folder: Path, readme: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    readme.write_text(text)
+    assert table.main([str(readme), "--results", str(folder)]) == 2
+    assert table.BEGIN in capsys.readouterr().err
+    assert readme.read_text() == text
+
+
+def test_the_newest_of_each_device_counts(folder: Path) -> None:
+    Results(folder / "a.json", {**ENVIRONMENT, "date": "2026-03-01"}, []).write()
+    Results(folder / "b.json", {**ENVIRONMENT, "cores": 64}, []).write()
+    Results(folder / "c.json", {**ENVIRONMENT, "device": "Some GPU", "kind": "cuda"}, []).write()
+    assert [results.path.name for results in latest(folder)] == ["c.json", "a.json", "b.json"]
+
+
+def test_quick_results_are_refused(folder: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Results(folder / "some.json", {**ENVIRONMENT, "quick": True}, ROWS).write()
+    assert table.main([str(readme), "--results", str(folder)]) == 2
+    assert "--quick" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.4, "40%"), (None, "an unknown share")])
+def test_a_busy_machine_is_said(folder: Path, share: float | None, said: str) -> None:
+    text = table.render(Results(folder, {**ENVIRONMENT, "others_share": share}, ROWS))
+    assert f"*Preliminary: other processes took {said} of the CPUs' time meanwhile.*" in text
+
+
+def test_no_compiled_kernels_is_said(folder: Path) -> None:
+    build = {"cpu": False, "cuda": False, "cpu_capability": None}
+    assert "pure-PyTorch reference" in table.render(Results(folder, {**ENVIRONMENT, "build": build}, ROWS))
+
+
+@pytest.mark.parametrize(("value", "text"), [(5.204e-6, "5.20 µs"), (999e-6, "999 µs"), (0.0123, "12.3 ms"), (1.5, "1.50 s")])
+def test_seconds(value: float, text: str) -> None:
+    assert table.seconds(value) == text
+
+
+@pytest.mark.parametrize(("numel", "text"), [(1_000, "10³"), (30_000_000, "3·10⁷"), (10_000_000_000, "10¹⁰")])
+def test_powers(numel: int, text: str) -> None:
+    assert table.power(numel) == text
+
+
+def test_plot(folder: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from plot import draw
+
+    path = draw(Results.read(folder / "some.json"))
+    assert path == folder / "some.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_committed_results(path: Path) -> None:
+    results = Results.read(path)
+    assert results.environment["quick"] is False
+    assert json.loads(path.read_text())["environment"]["commit"]
+    assert table.render(results)
+    for row in results.where("surgery"):
+        assert 0 < row["p20"] <= row["p50"] <= row["p80"]
