@@ -54,6 +54,8 @@ def open_dataset(
     """
     if split not in ("train", "val"):
         raise DataError(f'split: expected "train" or "val", found {split!r}')
+    if seed < 0:
+        raise DataError(f"seed: expected a non-negative number, found {seed}")
     generated = source == GENERATED
     reader: Source
     if generated:

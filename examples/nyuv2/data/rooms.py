@@ -209,15 +209,15 @@ class _Plan:
                 label, lift, thick = WALL, 0.0, 0.04
                 width, tall = p.between(0.75, 0.95), 2.05
                 cover = p.material(Pattern.DRAWERS, Pattern.PLAIN, Pattern.WOOD, period=0.9)
-            elif draw < 0.5 and has_windows:
-                label, lift, thick = WINDOW, p.between(0.75, 0.95), 0.03
-                width, tall = p.between(0.8, 1.8), p.between(0.9, 1.4)
-                cover = self._glass(p)
-            elif draw < 0.58:
+            elif draw < 0.2:
                 label, lift, thick = TV, p.between(0.95, 1.3), p.between(0.05, 0.1)
                 width = p.between(0.8, 1.3)
                 tall = width * 0.58
                 cover = p.material(Pattern.SCREEN, glow=p.between(0, 0.6) if p.chance(0.4) else 0.0)
+            elif draw < 0.55 and has_windows:
+                label, lift, thick = WINDOW, p.between(0.75, 0.95), 0.03
+                width, tall = p.between(0.8, 1.8), p.between(0.9, 1.4)
+                cover = self._glass(p)
             else:
                 label, lift, thick = PICTURE, p.between(1.15, 1.5), p.between(0.02, 0.04)
                 width, tall = p.between(0.3, 1.0), p.between(0.35, 0.8)

@@ -87,6 +87,22 @@ def test_no_file_is_open_before_the_first_sample_nor_after_pickling(path: Path) 
     assert all(torch.equal(first[key], copy[0][key]) for key in first)
 
 
+def test_a_forked_child_opens_its_own_handle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def counting(path: Path) -> Any:
+        opened.append(os.getpid())
+        return h5py.File(path, "r")
+
+    data = open_dataset(path, split="train", size=(HEIGHT, WIDTH))
+    monkeypatch.setattr("nyuv2.data.mat._open", counting)
+    parent = os.getpid()
+    data[0], data[1]
+    monkeypatch.setattr("os.getpid", lambda: parent + 1)
+    data[0], data[1]
+    assert opened == [parent, parent + 1]
+
+
 @pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_open_the_file_on_their_own(path: Path, context: str) -> None:
     data = open_dataset(path, split="train", size=(HEIGHT, WIDTH))

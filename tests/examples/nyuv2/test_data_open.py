@@ -57,6 +57,7 @@ def test_missing_split(tmp_path: Path, kind: str) -> None:
     ("changes", "message"),
     [
         ({"split": "test"}, r'split: expected "train" or "val", found \'test\''),
+        ({"seed": -1}, "seed: expected a non-negative number, found -1"),
         ({"count": 0}, "count: expected at least one sample, found 0"),
         ({"count": -3}, "count: expected at least one sample, found -3"),
         ({"size": (0, 32)}, "size: expected"),
