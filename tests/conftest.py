@@ -1,0 +1,39 @@
+"""What every test may ask for: devices, real data, and a Hypothesis that does the same on every machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("gradsurgery", deadline=None, derandomize=True, database=None, max_examples=40, print_blob=True)
+settings.load_profile("gradsurgery")
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Each device in turn. Where GRADSURGERY_REQUIRE_CUDA=1 promises a GPU, its absence is a failure and no skip."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        if os.environ.get("GRADSURGERY_REQUIRE_CUDA") == "1":
+            pytest.fail("GRADSURGERY_REQUIRE_CUDA=1, but torch finds no CUDA device.", pytrace=False)
+        pytest.skip("torch finds no CUDA device")
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def sample_data() -> Path:
+    """The folder of small real data sets that $GRADSURGERY_DATA names."""
+    named = os.environ.get("GRADSURGERY_DATA")
+    if not named:
+        pytest.skip("GRADSURGERY_DATA names no folder of sample data")
+    folder = Path(named)
+    assert folder.is_dir(), f"GRADSURGERY_DATA: expected a folder, found {named!r}"
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,96 @@
+"""Known answers computed with other people's code (their sources stand in the file): every one of a method that exists here is met."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradsurgery as gs
+
+Vector = dict[str, Any]
+
+VECTORS: list[Vector] = json.loads(Path(__file__).parents[1].joinpath("vectors", "conformance.json").read_text())["vectors"]
+
+
+def aggregate(vector: Vector, method: str, **options: Any) -> Tensor:
+    """The combined gradient by every form of input, which must agree."""
+    G = torch.tensor(vector["G"], dtype=torch.float64)
+    result = gs.aggregate(G, method, **options)
+    for form in (list(G), [[row] for row in G], [list(row.split(1)) for row in G]):
+        other = gs.aggregate(form, method, **options)
+        joined = torch.cat(other) if isinstance(other, list) else other
+        torch.testing.assert_close(joined, result, rtol=1e-12, atol=1e-12 * float(G.abs().max()))
+    assert isinstance(result, Tensor)
+    return result
+
+
+def meet(actual: Tensor, expected: list[float], atol: float) -> bool:
+    return bool((actual - torch.tensor(expected, dtype=torch.float64)).abs().max() <= atol)
+
+
+def plain(vector: Vector, method: str, **options: Any) -> None:
+    assert meet(aggregate(vector, method, **options), vector["expected_out"], vector["atol"])
+    if vector["expected_w"] is not None:
+        K = gs.gram(torch.tensor(vector["G"], dtype=torch.float64))
+        assert meet(gs.weights(K, method, **options), vector["expected_w"], vector["atol"])
+
+
+def pcgrad(vector: Vector) -> None:
+    assert vector["params"] == {"order": "ascending", "reduction": "sum"}
+    plain(vector, "pcgrad", order="ascending")
+
+
+def pcgrad_include_self(vector: Vector) -> None:
+    assert vector["params"]["order"] == "ascending"  # and eps 1e-8 in denominators, which the vector's atol allows for
+    plain(vector, "pcgrad", order="ascending", include_self=True)
+
+
+def pcgrad_set(vector: Vector) -> None:
+    """Random orders only give outcomes of the list, and some order gives each of them."""
+    atol, T = vector["atol"], len(vector["G"])
+    for seed in range(60):
+        out = aggregate(vector, "pcgrad", seed=seed)
+        assert any(meet(out, outcome, atol) for outcome in vector["outcomes_out"])
+    explicit = [
+        aggregate(vector, "pcgrad", order=torch.tensor(order))
+        for order in itertools.product(itertools.permutations(range(T)), repeat=T)
+    ]
+    for outcome in vector["outcomes_out"]:
+        assert any(meet(out, outcome, atol) for out in explicit)
+    assert meet(torch.stack(explicit).mean(0), vector["expected_out"], atol)
+
+
+RUNNERS: dict[str, Callable[[Vector], None]] = {
+    "sum": lambda vector: plain(vector, "sum"),
+    "mean": lambda vector: plain(vector, "mean"),
+    "pcgrad": pcgrad,
+    "pcgrad_set": pcgrad_set,
+    "pcgrad_include_self": pcgrad_include_self,
+}
+COUNTS = {"sum": 6, "mean": 6, "pcgrad": 10, "pcgrad_set": 10, "pcgrad_include_self": 6}
+CASES = [vector for vector in VECTORS if vector["method"] in RUNNERS and not vector["reference_unreliable"]]
+
+
+@pytest.mark.parametrize("vector", CASES, ids=lambda vector: vector["id"])
+def test_known_answer(vector: Vector) -> None:
+    RUNNERS[vector["method"]](vector)
+
+
+def test_no_known_answer_is_left_out() -> None:
+    assert Counter(vector["method"] for vector in CASES) == COUNTS
+    assert len({vector["id"] for vector in VECTORS}) == len(VECTORS)
+
+    def bare(name: str) -> str:
+        return name.replace("_", "")
+
+    left = {vector["method"] for vector in VECTORS} - set(RUNNERS)
+    unmet = {(method, name) for method in left for name in gs.methods() if bare(method).startswith(bare(name))}
+    assert not unmet, f"vectors of registered methods without a runner: {sorted(unmet)}"

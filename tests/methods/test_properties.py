@@ -1,0 +1,191 @@
+"""Every property that a method declares is proven for it over random gradients; a property without a proof here fails the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from methods.gradients import assert_equal_vectors, conflicting, magnitude, matrices, positive
+from torch import Tensor
+
+import gradsurgery as gs
+from gradsurgery.methods.registry import PROPERTIES, MethodSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """A method with options, as a function of the gradients."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def random(self) -> bool:
+        return self.options.get("order") == "random"
+
+    def __call__(self, G: Tensor) -> tuple[Tensor, Tensor]:
+        """(w, out), through the public functions."""
+        w = gs.weights(gs.gram(G), self.name, **self.options)
+        out = gs.combine(G, w)
+        assert isinstance(out, Tensor)
+        aggregated = gs.aggregate(G, self.name, **self.options)
+        assert isinstance(aggregated, Tensor)
+        assert torch.equal(aggregated, out)
+        return w, out
+
+
+Proof = Callable[[Run, st.DataObject], None]
+
+PROOFS: dict[str, Proof] = {}
+
+
+def proves(proof: Proof) -> Proof:
+    PROOFS[proof.__name__] = proof
+    return proof
+
+
+def variants(spec: MethodSpec) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The options under which a method's declared properties must hold; those that no random draw may disturb are fixed."""
+    if spec.name == "pcgrad":
+        for order in ("ascending", "random"):
+            for include_self in (False, True):
+                yield f"{order}{'+self' if include_self else ''}", {"order": order, "include_self": include_self, "seed": 3}
+    else:
+        yield "defaults", {}
+
+
+@proves
+def permutation_equivariant(run: Run, data: st.DataObject) -> None:
+    G = data.draw(matrices())
+    order = torch.tensor(data.draw(st.permutations(range(len(G)))))
+    (w, out), (permuted_w, permuted_out) = run(G), run(G[order])
+    torch.testing.assert_close(permuted_w, w[order])
+    assert_equal_vectors(permuted_out, out, magnitude(w, G))
+
+
+@proves
+def homogeneous(run: Run, data: st.DataObject) -> None:
+    G, s = data.draw(matrices()), data.draw(st.floats(1e-6, 1e6))
+    w, out = run(G)
+    _, scaled = run(s * G)
+    assert_equal_vectors(scaled, s * out, s * magnitude(w, G))
+
+
+@proves
+def linear_under_scaling(run: Run, data: st.DataObject) -> None:
+    G = data.draw(matrices())
+    T = len(G)
+    c1, c2 = data.draw(positive(T)), data.draw(positive(T))
+    a, b = (float(x) for x in data.draw(positive(2)))
+    (w1, out1), (w2, out2) = run(c1[:, None] * G), run(c2[:, None] * G)
+    w, out = run((a * c1 + b * c2)[:, None] * G)
+    scale = sum(
+        magnitude(*pair) for pair in ((w, (a * c1 + b * c2)[:, None] * G), (a * w1, c1[:, None] * G), (b * w2, c2[:, None] * G))
+    )
+    assert_equal_vectors(out, a * out1 + b * out2, scale)
+
+
+@proves
+def sum_without_conflict(run: Run, data: st.DataObject) -> None:
+    G = data.draw(matrices(conflicts=False))
+    assert not conflicting(G)
+    w, out = run(G)
+    assert torch.equal(w, torch.ones_like(w))
+    assert_equal_vectors(out, G.sum(0), magnitude(w, G))
+
+
+@proves
+def weights_at_least_one(run: Run, data: st.DataObject) -> None:
+    w, _ = run(data.draw(matrices()))
+    assert bool((w >= 1).all())
+
+
+@proves
+def zero_row_neutral(run: Run, data: st.DataObject) -> None:
+    # A random order of T + 1 tasks is another than that of T; with two tasks beside the zero row there is but one to meet.
+    G = data.draw(matrices(tasks=(1, 2 if run.random else 5)))
+    at = data.draw(st.integers(0, len(G)))
+    w, out = run(G)
+    extended, same = run(torch.cat([G[:at], torch.zeros_like(G[:1]), G[at:]]))
+    torch.testing.assert_close(torch.cat([extended[:at], extended[at + 1 :]]), w)
+    assert_equal_vectors(same, out, magnitude(w, G))
+
+
+CASES = [
+    pytest.param(name, options, declared, id=f"{name}-{label}-{declared}")
+    for name, spec in gs.methods().items()
+    for label, options in variants(spec)
+    for declared in sorted(spec.properties)
+]
+
+
+@pytest.mark.parametrize(("name", "options", "declared"), CASES)
+@given(data=st.data())
+def test_declared_property(name: str, options: dict[str, Any], declared: str, data: st.DataObject) -> None:
+    PROOFS[declared](Run(name, options), data)
+
+
+def test_every_property_has_a_proof() -> None:
+    assert set(PROOFS) == PROPERTIES
+
+
+LIARS: dict[str, Callable[[Tensor], Tensor]] = {
+    "permutation_equivariant": lambda K: torch.arange(1.0, len(K) + 1, dtype=K.dtype),
+    "homogeneous": lambda K: 1 / (1 + K.diagonal()),
+    "linear_under_scaling": lambda K: K.diagonal().sqrt(),
+    "sum_without_conflict": lambda K: K.new_full((len(K),), 1 / len(K)),
+    "weights_at_least_one": lambda K: (K < 0).any(1).to(K) + 0.5,
+    "zero_row_neutral": lambda K: K.new_full((len(K),), 1 / len(K)),
+}
+
+
+@pytest.mark.parametrize("declared", sorted(PROPERTIES))
+def test_a_proof_refuses_a_method_without_the_property(declared: str) -> None:
+    class Liar(Run):
+        def __call__(self, G: Tensor) -> tuple[Tensor, Tensor]:
+            w = LIARS[declared](G @ G.T)
+            return w, w @ G
+
+    @settings(phases=[Phase.generate])  # any counterexample will do, however large
+    @given(data=st.data())
+    def attempt(data: st.DataObject) -> None:
+        PROOFS[declared](Liar("liar"), data)
+
+    with pytest.raises(AssertionError):
+        attempt()
+
+
+# What every method whose weights come from K alone has, declared or not.
+
+
+@pytest.mark.parametrize("name", sorted(gs.methods()))
+@given(data=st.data())
+def test_in_the_span_equivariant_under_rotation_and_blind_to_padding(name: str, data: st.DataObject) -> None:
+    options = {"seed": 1} if "seed" in gs.methods()[name].options else {}
+    run = Run(name, options)
+    G = data.draw(matrices(scaled=False))
+    w, out = run(G)
+    assert_equal_vectors(out, w @ G, magnitude(w, G))
+    N = G.shape[1]
+    square = torch.randn(N, N, generator=torch.Generator().manual_seed(data.draw(st.integers(0, 1000))), dtype=torch.float64)
+    Q, _ = torch.linalg.qr(square)
+    K, rotated_K = gs.gram(G), gs.gram(G @ Q)
+    assume(not bool(((K.abs() < 1e-9) & (K != 0)).any()))
+    torch.testing.assert_close(rotated_K, K, atol=1e-9, rtol=1e-9)
+    _, rotated = run(G @ Q)
+    assert_equal_vectors(rotated, out @ Q, magnitude(w, G) + float(G.norm()))
+    padded_w, padded = run(torch.cat([G, torch.zeros(len(G), 3, dtype=torch.float64)], dim=1))
+    torch.testing.assert_close(padded_w, w)
+    assert_equal_vectors(padded[:N], out, magnitude(w, G))
+    assert not padded[N:].any()
+
+
+@pytest.mark.parametrize("name", sorted(gs.methods()))
+def test_one_task_keeps_its_gradient(name: str, device: torch.device) -> None:
+    g = torch.randn(20, device=device)
+    assert torch.equal(gs.aggregate([g], name), g)  # type: ignore[arg-type]

@@ -1,0 +1,55 @@
+"""Gradients whose values are not what lies in memory: negated by a bit, or zeros without storage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradsurgery as gs
+
+
+def negated(*shape: int) -> Tensor:
+    """What the imaginary part of a conjugate is: a view of the unnegated numbers."""
+    result = torch.randn(shape, dtype=torch.complex64).conj().imag
+    assert result.is_neg()
+    return result
+
+
+def zeros(*shape: int) -> Tensor:
+    result = torch._efficientzerotensor(shape)
+    assert torch._is_zerotensor(result)
+    return result
+
+
+@pytest.mark.parametrize("lazy", [negated, zeros])
+@pytest.mark.parametrize("numel", [6, 20_000])
+def test_the_values_count(lazy: Callable[..., Tensor], numel: int) -> None:
+    G = lazy(3, numel)
+    mixed = [torch.randn(numel), lazy(numel), None]
+    w = torch.tensor([0.5, 2.0, -1.0])
+    for given in (G, list(G), mixed):
+        plain = [None if g is None else torch.zeros_like(g) + g for g in given]
+        assert torch.equal(gs.gram(given), gs.gram(plain))
+        assert torch.equal(gs.combine(given, w), gs.combine(plain, w))
+        for method in gs.methods():
+            options = {"seed": 1} if "seed" in gs.methods()[method].options else {}
+            assert torch.equal(gs.aggregate(given, method, **options), gs.aggregate(plain, method, **options))
+
+
+@pytest.mark.parametrize("numel", [6, 20_000])
+def test_out_may_be_negated(numel: int) -> None:
+    G, w = torch.randn(3, numel), torch.ones(3)
+    out = negated(numel)
+    assert torch.equal(gs.combine(G, w, out=out), gs.combine(G, w))
+    out = negated(numel)
+    assert torch.equal(gs.aggregate(G, "pcgrad", order="ascending", out=out), gs.aggregate(G, "pcgrad", order="ascending"))
+
+
+def test_derivatives_of_negated_gradients() -> None:
+    z = torch.randn(2, 4, dtype=torch.complex128, requires_grad=True)
+    (lazily,) = torch.autograd.grad(gs.gram(z.conj().imag).tril().sum(), z)
+    (plainly,) = torch.autograd.grad(gs.gram(-z.imag).tril().sum(), z)
+    torch.testing.assert_close(lazily, plainly)

@@ -1,0 +1,78 @@
+"""The short way for small matrices gives the bits of the operator, and steps aside where it does not apply."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ops.samples import maker
+from tolerances import DTYPES
+from torch import Tensor
+
+from gradsurgery import ops
+from gradsurgery.ops import small
+
+LARGEST = small._LARGEST
+
+
+def by_operator(G: Tensor, order: Tensor | None, key: Tensor | None, include_self: bool, scale: float) -> Tensor:
+    out = torch.empty_like(G[0])
+    ops.pcgrad_([out], [G], len(G), True, order, key, include_self, scale, False)
+    return out
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (1, 40), (2, 7), (3, 1024), (4, 1025), (5, 3, 4, 5), (33, 8), (2, LARGEST // 2)], ids=str
+)
+def test_the_same_bits(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    T = shape[0]
+    G = maker(dtype)(*shape)
+    order = torch.stack([torch.randperm(T) for _ in range(T)])
+    for kind in ("ascending", "given", "random"):
+        for include_self, scale in ((False, 1.0), (True, 1 / T)):
+            keys = [torch.tensor([11, 3]) if kind == "random" else None for _ in range(2)]
+            chosen = order if kind == "given" else None
+            expected = by_operator(G, chosen, keys[0], include_self, scale)
+            out = torch.empty_like(G[0])
+            assert ops.pcgrad_if_small_(out, G, chosen, keys[1], include_self, scale)
+            assert torch.equal(out, expected)
+            if kind == "random":
+                assert keys[1] is not None
+                assert keys[1].tolist() == [11, 4]
+            target = G.clone()
+            assert ops.pcgrad_if_small_(
+                target[T - 1], target, chosen, None if keys[1] is None else torch.tensor([11, 3]), include_self, scale
+            )
+            assert torch.equal(target[T - 1], expected), "out may be one of the rows"
+            assert torch.equal(target[: T - 1], G[: T - 1])
+
+
+def test_a_bad_number_reaches_out_and_leaves_the_key() -> None:
+    G, key, out = torch.tensor([[1.0, torch.inf], [1.0, 2.0]]), torch.tensor([1, 2]), torch.zeros(2)
+    assert ops.pcgrad_if_small_(out, G, None, key, False, 1.0)
+    assert out.isnan().all()
+    assert key.tolist() == [1, 2]
+
+
+class Subclass(torch.Tensor):
+    """Any subclass may mean something else by its memory."""
+
+
+REFUSED = {
+    "too large": lambda: (torch.empty(LARGEST // 2 + 1), torch.zeros(2, LARGEST // 2 + 1)),
+    "another dtype": lambda: (torch.empty(4, dtype=torch.float64), torch.zeros(2, 4)),
+    "strided gradients": lambda: (torch.empty(4), torch.zeros(4, 2).T),
+    "strided out": lambda: (torch.empty(4, 2)[:, 0], torch.zeros(2, 4)),
+    "subclass": lambda: (torch.empty(4), torch.zeros(2, 4).as_subclass(Subclass)),
+    "subclass out": lambda: (torch.empty(4).as_subclass(Subclass), torch.zeros(2, 4)),
+    "meta": lambda: (torch.empty(4, device="meta"), torch.zeros(2, 4, device="meta")),
+    "no element": lambda: (torch.empty(0), torch.zeros(2, 0)),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_it_steps_aside(why: str) -> None:
+    out, G = REFUSED[why]()
+    before = out._version
+    assert not ops.pcgrad_if_small_(out, G, None, None, False, 1.0)
+    assert out._version == before
