@@ -11,6 +11,7 @@ from rich.console import Console
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
+from harness.arguments import configuration
 from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.errors import RunError
 from harness.interrupt import Interrupt
@@ -55,6 +56,8 @@ class Training:
         self.update = SurgicalStep(problem, self.surgery, self.balancer, self.optimizer, self.precision,
                                    form=arguments.form, clip_norm=arguments.clip_norm)  # fmt: skip
         self.epoch = self.position = self.step = 0  # position: steps done in this epoch
+        if not arguments.resume:
+            folder.create(configuration(arguments))
         log_position = self._restore() if arguments.resume and folder.last.exists() else 0
         self.log = RunLog(folder.log, self._columns(), folder.tensorboard, position=log_position, step=self.step)
 

@@ -30,8 +30,9 @@ class NYUv2Problem:
         common: dict[str, Any] = {
             "size": tuple(arguments.size), "classes": arguments.classes, "seed": arguments.seed,
         }  # fmt: skip
+        augment = arguments.data != "generated" if arguments.augment is None else arguments.augment
         train = {"split": "train", "count": arguments.train_count, **common}
-        self.train_data = open_dataset(arguments.data, augment=not arguments.no_augment, **train)
+        self.train_data = open_dataset(arguments.data, augment=augment, **train)
         self.val_data = open_dataset(arguments.data, split="val", count=arguments.val_count, **common)
         self.info = self.train_data.info
         if missing := [task for task in self.tasks if task not in self.info.tasks]:

@@ -142,14 +142,14 @@ def plot_predictions(problem: NYUv2Problem, path: Path) -> None:
         prediction = problem.model(torch.stack([sample["image"] for sample in batch]).to(device))
     columns = 1 + 2 * len(problem.tasks)
     height, width = batch[0]["image"].shape[-2:]
-    figure = Figure(figsize=(2.5 * columns, (2.5 * height / width + 0.1) * len(batch) + 1.5), layout="constrained")
+    figure = Figure(figsize=(2.5 * columns, 2.2 * height / width * len(batch) + 1.3), layout="constrained")
     figure.suptitle(f"{problem.info.name}: validation samples, truth and prediction")
     grid = figure.subplots(len(batch), columns, squeeze=False)
     farthest = max((float(sample["depth"].max()) for sample in batch), default=1.0)
     present: set[int] = set()
     scale: Any = None
     for row, sample in enumerate(batch):
-        grid[row][0].imshow(sample["image"].permute(1, 2, 0))
+        grid[row][0].imshow(sample["image"].permute(1, 2, 0).numpy())
         for column, task in enumerate(problem.tasks):
             pair = (sample[task], prediction[task][row].float().cpu())
             for axes, kind, value in zip(grid[row][1 + 2 * column :], ("truth", "prediction"), pair, strict=False):
@@ -162,7 +162,7 @@ def plot_predictions(problem: NYUv2Problem, path: Path) -> None:
                     axes.set_facecolor(UNLABELLED)
                     scale = axes.imshow(shown, cmap="viridis", vmin=0, vmax=farthest, interpolation="nearest")
                 else:
-                    axes.imshow((value.permute(1, 2, 0) + 1) / 2 * (value.abs().sum(0) > 0)[..., None], interpolation="nearest")
+                    axes.imshow(_colored(value), interpolation="nearest")
                 if row == 0:
                     axes.set_title(f"{TITLES[task]}: {kind}", fontsize=10)
         grid[row][0].set_ylabel(f"sample {samples[row]}", fontsize=10)
@@ -182,6 +182,13 @@ def plot_predictions(problem: NYUv2Problem, path: Path) -> None:
 def _painted(labels: Tensor, classes: int) -> NDArray[np.float64]:
     colors = np.vstack([palette(classes), np.zeros((1, 3))])  # the last row is UNLABELLED
     return colors[np.where(labels.numpy() == IGNORE, classes, labels.numpy())]
+
+
+def _colored(normals: Tensor) -> NDArray[np.float64]:
+    """Unit vectors [3, H, W] -> RGB [H, W, 3] by x, y, z from -1..1 to 0..1, black where there is none."""
+    vectors: NDArray[np.float64] = normals.permute(1, 2, 0).double().numpy()
+    colors: NDArray[np.float64] = (vectors.clip(-1, 1) + 1) / 2 * (np.abs(vectors).sum(-1, keepdims=True) > 0)
+    return colors
 
 
 def _spread(count: int, wanted: int) -> Sequence[int]:

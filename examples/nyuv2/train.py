@@ -15,7 +15,7 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: its own folder is on the path, examples/ is what has to be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from harness.arguments import add_arguments, at_least, configuration, open_run
+from harness.arguments import add_arguments, at_least, open_run
 from harness.errors import RunError
 from harness.reproducibility import seed_everything
 from harness.training import Training
@@ -37,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--size", type=at_least(32), nargs=2, default=[120, 160], metavar=("HEIGHT", "WIDTH"))
     own.add_argument("--train-count", type=at_least(1), help="use so many training samples (default: generated 192, else all)")
     own.add_argument("--val-count", type=at_least(1), help="use so many validation samples (default: generated 48, else all)")
-    own.add_argument("--no-augment", action="store_true", help="train on the images as they are")
+    own.add_argument("--augment", action=argparse.BooleanOptionalAction,
+                     help="random crops, flips and colors (default: for data sets; rooms are as many as you ask for)")  # fmt: skip
     own.add_argument("--channels", type=at_least(1), default=128, help="width of the shared representation")
     own.add_argument("--pretrained", action="store_true", help="start from ImageNet weights (downloaded once)")
     own.add_argument("--freeze-encoder-epochs", type=at_least(0), default=0, help="train only decoder and heads at first")
@@ -52,8 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, folder = open_run(build_parser(), argv)
         seed_everything(arguments.seed, deterministic=arguments.deterministic)
         problem = NYUv2Problem(arguments)
-        if not arguments.resume:
-            folder.create(configuration(arguments))
         training = Training(problem, arguments, folder, console)
         signal = training.run()
         if signal is not None:

@@ -7,21 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from harness.arguments import add_arguments, configuration, open_run
+from harness.arguments import add_arguments, open_run
 from harness.reproducibility import seed_everything
 from harness.training import Training
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
+from gradsurgery.balancers.uncertainty import Kind
+
 
 class ToyProblem:
     """y = sign of a plane (classification) and another plane (regression); one target of `absent` is NaN throughout."""
 
-    tasks = ("side", "height")
-    kinds = ("classification", "regression")
-    metric_names = ("side/error", "height/error")
-    headline = ("height/error",)
+    tasks: tuple[str, ...] = ("side", "height")
+    kinds: tuple[Kind, ...] = ("classification", "regression")
+    metric_names: tuple[str, ...] = ("side/error", "height/error")
+    headline: tuple[str, ...] = ("height/error",)
 
     def __init__(self, *, samples: int = 16, absent: str | None = None, after_step: Callable[[int], None] | None = None) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -46,7 +48,8 @@ class ToyProblem:
         self.steps += 1
         if self.after_step is not None:
             self.after_step(self.steps)
-        return self.model["trunk"](batch[0])
+        features: Tensor = self.model["trunk"](batch[0])
+        return features
 
     def loss(self, task: str, features: Tensor, batch: Any) -> Tensor | None:
         if task == self.absent:
@@ -83,8 +86,6 @@ def start(tmp_path: Path) -> Callable[..., Training]:
         add_arguments(parser)
         arguments, folder = open_run(parser, ["--out", str(tmp_path / out), "--device", "cpu", "--batch-size", "4", *options])
         seed_everything(arguments.seed, deterministic=arguments.deterministic)
-        if not arguments.resume:
-            folder.create(configuration(arguments))
         return Training(problem, arguments, folder, Console(quiet=True))
 
     return build

@@ -12,11 +12,11 @@ from harness.errors import RunError
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    state = {"tensor": torch.arange(6.0).view(2, 3), "nested": {"step": 3, "names": ["a", "b"], "none": None}}
-    save_checkpoint(tmp_path / "last.pt", state)
+    tensor, nested = torch.arange(6.0).view(2, 3), {"step": 3, "names": ["a", "b"], "none": None}
+    save_checkpoint(tmp_path / "last.pt", {"tensor": tensor, "nested": nested})
     loaded = load_checkpoint(tmp_path / "last.pt")
-    assert torch.equal(loaded["tensor"], state["tensor"])
-    assert loaded["nested"] == state["nested"]
+    assert torch.equal(loaded["tensor"], tensor)
+    assert loaded["nested"] == nested
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
