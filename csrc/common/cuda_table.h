@@ -1,0 +1,175 @@
+// The rows as kernels see them: one table of pieces and row pointers, however many tensors there are, so that every stage is one
+// launch. Coordinates are worked on in chunks; chunk c of a launch is found by a binary search over the pieces.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "macros.h"
+#include "rows.h"
+
+namespace gradsurgery {
+
+struct PieceEntry {
+  int64_t numel;
+  char* out;            // null where nothing is written
+  int32_t first_chunk;  // the pieces' chunks are numbered through
+  Scalar scalar;        // of all rows of this piece
+  Scalar out_scalar;
+  int8_t head;  // coordinates before the first that lies on a 16-byte border in every row; kNoBorder where there is none
+};
+
+constexpr int8_t kNoBorder = -1;
+constexpr int kSmallTasks = 8;  // up to here one thread accumulates all pairs, above it a warp a tile of them
+constexpr int kMinChunk = 2048, kMaxChunk = 32768, kMaxTiledChunk = 8192;
+constexpr int kTableWords = 480;  // 3840 bytes; a launch takes at most 4 KB of parameters on every CUDA version
+
+// A kernel parameter. Small tables ride in it; larger ones lie in device memory and are written there by launches that carry
+// them in their parameters, slice by slice (write_table). Parameters are copied when a launch is issued or captured: no
+// host buffer has to outlive the call or a CUDA graph, nothing is cached by address, and the host never waits.
+struct Table {
+  const int64_t* device;  // null: the words are below
+  int32_t tasks;
+  int32_t pieces;
+  int32_t chunks;
+  int32_t chunk_length;
+  int64_t words[kTableWords];  // PieceEntry [P], then row pointers [P, T]
+};
+
+struct Chunk {
+  int64_t start;  // in the piece
+  int32_t length;
+  int32_t piece;
+};
+
+GS_HOST_DEVICE const int64_t* table_words(const Table& table) { return table.device ? table.device : table.words; }
+
+GS_HOST_DEVICE const PieceEntry* piece_entries(const Table& table) {
+  return reinterpret_cast<const PieceEntry*>(table_words(table));
+}
+
+GS_HOST_DEVICE const char* row_pointer(const Table& table, int piece, int task) {
+  const auto rows = reinterpret_cast<const char* const*>(piece_entries(table) + table.pieces);
+  return rows[int64_t(piece) * table.tasks + task];
+}
+
+GS_HOST_DEVICE Chunk find_chunk(const Table& table, int c) {
+  const PieceEntry* entries = piece_entries(table);
+  int low = 0, high = table.pieces;  // the last piece whose first chunk is at most c; empty pieces own none
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (entries[middle].first_chunk <= c)
+      low = middle;
+    else
+      high = middle;
+  }
+  const int64_t start = int64_t(c - entries[low].first_chunk) * table.chunk_length;
+  const int64_t left = entries[low].numel - start;
+  return Chunk{start, left < table.chunk_length ? int32_t(left) : table.chunk_length, low};
+}
+
+// A chunk's coordinates: `vectors` aligned groups of `width` from `head` on, and `edges` single ones around them.
+struct Split {
+  int head, vectors, edges;
+
+  GS_HOST_DEVICE Split(int piece_head, int length, int width) {
+    head = piece_head == kNoBorder || piece_head > length ? length : piece_head;
+    vectors = (length - head) / width;
+    edges = length - vectors * width;
+  }
+  GS_HOST_DEVICE int vector_at(int v, int width) const { return head + v * width; }
+  GS_HOST_DEVICE int edge_at(int e, int width) const { return e < head ? e : e + vectors * width; }
+};
+
+// --- host ---------------------------------------------------------------------------------------------------------------------
+
+// About a thousand chunks, within the limits. It depends on N and T alone, so the order of additions, and with it the bits of K,
+// are the same on every GPU.
+inline int chunk_length(int64_t numel, int tasks) {
+  const int longest = tasks <= kSmallTasks ? kMaxChunk : kMaxTiledChunk;
+  int length = kMinChunk;
+  while (length < longest && int64_t(length) * 1024 < numel) length *= 2;
+  return length;
+}
+
+inline bool has_border(uintptr_t address, int64_t head, int64_t bytes, int64_t width) {
+  return (address + head * bytes) % std::min<int64_t>(16, width * bytes) == 0;
+}
+
+// The head of a piece with these present rows, and output unless it is null.
+inline int8_t find_head(const std::vector<const char*>& rows, Scalar scalar, const char* out, Scalar out_scalar) {
+  if (rows.empty()) return find_head({out}, out_scalar, nullptr, out_scalar);
+  const int64_t bytes = size_of(scalar), width = 16 / bytes;
+  const auto past = int64_t(reinterpret_cast<uintptr_t>(rows.front()) % 16);
+  const int64_t head = past == 0 ? 0 : (16 - past) / bytes;
+  for (const char* row : rows)
+    if (!has_border(reinterpret_cast<uintptr_t>(row), head, bytes, width)) return kNoBorder;
+  if (out && !has_border(reinterpret_cast<uintptr_t>(out), head, size_of(out_scalar), width)) return kNoBorder;
+  return int8_t(head);
+}
+
+// The table of one call. The rows must be dense, and of one scalar type within a piece.
+class RowTable {
+ public:
+  explicit RowTable(const Rows& rows) {
+    table_.tasks = rows.tasks;
+    table_.pieces = int32_t(rows.pieces.size());
+    table_.chunk_length = chunk_length(rows.numel, rows.tasks);
+    const size_t entry_words = rows.pieces.size() * sizeof(PieceEntry) / 8;
+    words_.resize(entry_words + rows.rows.size());
+    std::vector<const char*> present;
+    int64_t chunks = 0;
+    for (size_t p = 0; p < rows.pieces.size(); ++p) {
+      present.clear();
+      PieceEntry entry{};
+      entry.numel = rows.pieces[p].numel;
+      entry.first_chunk = int32_t(chunks);
+      if (!rows.out.empty()) {
+        entry.out = const_cast<char*>(rows.out[p].data);
+        entry.scalar = entry.out_scalar = rows.out[p].scalar;
+        double_ = double_ || entry.out_scalar == Scalar::f64;
+      }
+      for (int t = 0; t < rows.tasks; ++t) {
+        const Row& row = rows.row(int64_t(p), t);
+        words_[entry_words + p * rows.tasks + t] = int64_t(reinterpret_cast<uintptr_t>(row.data));
+        if (!row.data) continue;
+        present.push_back(row.data);
+        entry.scalar = row.scalar;
+        double_ = double_ || row.scalar == Scalar::f64;
+      }
+      entry.head = present.empty() && !entry.out ? kNoBorder : find_head(present, entry.scalar, entry.out, entry.out_scalar);
+      std::memcpy(words_.data() + p * sizeof(PieceEntry) / 8, &entry, sizeof entry);
+      chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
+    }
+    table_.chunks = int32_t(chunks);
+    table_.device = nullptr;
+    if (words_.size() <= kTableWords) std::copy(words_.begin(), words_.end(), table_.words);
+  }
+
+  int tasks() const { return table_.tasks; }
+  int chunks() const { return table_.chunks; }
+  bool has_float64() const { return double_; }
+  const Table& parameter() const { return table_; }
+  const std::vector<int64_t>& words() const { return words_; }
+
+  // Bytes of device memory that it needs; 0 when it rides in the parameters.
+  int64_t device_bytes() const { return words_.size() <= kTableWords ? 0 : int64_t(words_.size()) * 8; }
+  void place(void* device) { table_.device = static_cast<const int64_t*>(device); }
+
+  // Whether the caller has to write the words to the device now; true once.
+  bool take_upload() {
+    const bool needed = table_.device && !uploaded_;
+    uploaded_ = true;
+    return needed;
+  }
+
+ private:
+  static_assert(sizeof(PieceEntry) % 8 == 0, "the row pointers follow the entries");
+  Table table_;
+  std::vector<int64_t> words_;
+  bool double_ = false;
+  bool uploaded_ = false;
+};
+
+}  // namespace gradsurgery

@@ -1,0 +1,338 @@
+// The Gram kernels. Products and runs of at most 256 additions in float32 (float64 for float64 gradients), everything after
+// that in float64 and in a fixed order, no atomics. Each gradient is read from device memory once for T <= 32.
+#pragma once
+
+#include "../common/cuda_elements.h"
+#include "../common/cuda_reduce.cuh"
+#include "../common/cuda_table.h"
+#include "gram_cuda.h"
+
+namespace gradsurgery {
+
+// --- up to eight tasks: every thread accumulates all pairs
+// -----------------------------------------------------------------------
+
+constexpr int kGramThreads = 256;
+// A thread adds at most this many coordinates of a chunk to one float32 accumulator: whole vectors, plus an edge.
+static_assert(kMaxChunk / kGramThreads + 8 <= 256, "runs of at most 256 float32 additions");
+
+template <int T, class Run>
+__device__ __forceinline__ void add_products(const Run (&x)[T], Run (&sums)[T * (T + 1) / 2]) {
+  int pair = 0;
+#pragma unroll
+  for (int i = 0; i < T; ++i)
+#pragma unroll
+    for (int j = i; j < T; ++j) sums[pair++] += x[i] * x[j];
+}
+
+template <class Element, class Run, int T>
+__device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk, Run (&run)[T * (T + 1) / 2]) {
+  constexpr int kWidth = kVector<Element>;
+  constexpr int kUnroll = T <= 1 ? 8 : T <= 2 ? 4 : T <= 4 ? 2 : 1;  // about eight loads of 16 bytes in flight
+  const Split split(piece_entries(table)[chunk.piece].head, chunk.length, kWidth);
+  const char* rows[T];
+#pragma unroll
+  for (int t = 0; t < T; ++t) {
+    rows[t] = t < table.tasks ? row_pointer(table, chunk.piece, t) : nullptr;
+    if (rows[t]) rows[t] += chunk.start * int64_t(sizeof(Element));
+  }
+  const int thread = int(threadIdx.x);
+  for (int first = 0; first < split.vectors; first += kUnroll * kGramThreads) {
+    Raw<16> data[kUnroll][T];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int v = first + u * kGramThreads + thread;
+#pragma unroll
+      for (int t = 0; t < T; ++t) {
+        data[u][t] = Raw<16>{};
+        if (rows[t] && v < split.vectors) data[u][t] = load_raw<16>(rows[t] + split.vector_at(v, kWidth) * int(sizeof(Element)));
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) {
+        Run x[T];
+#pragma unroll
+        for (int t = 0; t < T; ++t) x[t] = convert<Run>(unpack<Element, kWidth>(data[u][t]).at[k]);
+        add_products<T>(x, run);
+      }
+  }
+#pragma unroll 1
+  for (int e = thread; e < split.edges; e += kGramThreads) {
+    Run x[T];
+#pragma unroll
+    for (int t = 0; t < T; ++t) {
+      x[t] = Run(0);
+      if (rows[t]) x[t] = convert<Run>(load_global<Element>(rows[t] + split.edge_at(e, kWidth) * int(sizeof(Element))).at[0]);
+    }
+    add_products<T>(x, run);
+  }
+}
+
+// Two blocks a multiprocessor hide the latency of memory; with float64 accumulators one has to do for the largest T.
+template <class Run>
+constexpr int kSmallBlocks = sizeof(Run) == 4 ? 2 : 1;
+
+// For up to T tasks.
+template <int T, class Run>
+__global__ void __launch_bounds__(kGramThreads, kSmallBlocks<Run>)
+    gram_small(const __grid_constant__ Table table, double* partial /* [pairs, gridDim.x] */) {
+  constexpr int kPairs = T * (T + 1) / 2, kWarps = kGramThreads / kWarp;
+  WarpSums<kPairs> sums;
+  for (int c = int(blockIdx.x); c < table.chunks; c += int(gridDim.x)) {
+    const Chunk chunk = find_chunk(table, c);
+    Run run[kPairs] = {};
+    with_element<Run>(piece_entries(table)[chunk.piece].scalar,
+                      [&](auto tag) { add_chunk<typename decltype(tag)::type, Run, T>(table, chunk, run); });
+    sums.add(run);  // here, where the compiler can see that all threads are together
+  }
+  GS_SHARED(double, warp_sums, kWarps* kPairs);
+  sums.store(warp_sums + int(threadIdx.x) / kWarp * kPairs);
+  GS_BLOCK_BARRIER(gram_small_sums);
+  if (int(threadIdx.x) < kPairs) {
+    int i, j;
+    pair_at(int(threadIdx.x), T, i, j);
+    if (j >= table.tasks) return;
+    double sum = 0.0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += warp_sums[w * kPairs + int(threadIdx.x)];
+    partial[pair_index(i, j, table.tasks) * gridDim.x + blockIdx.x] = sum;
+  }
+}
+
+// --- more tasks: rows staged in shared memory, 8 x 8 products a warp
+// ---------------------------------------------------------------
+//
+// A slab of 512 bytes of up to 32 rows (as Run) is staged once and serves all pairs among them. With more than 32 tasks,
+// a block takes two 16-row blocks of the tasks (a panel) and the pairs between them. Every warp owns one 8 x 8 tile of
+// pairs for the whole kernel; where there are warps enough, two share a tile and take half of each slab.
+
+constexpr int kTile = 8;
+constexpr int kHalfPanel = 16;
+constexpr int kStagedRows = 2 * kHalfPanel;
+constexpr int kRowBytes = 512;
+constexpr int kSlabSteps = 2;  // of 8 bytes a lane
+constexpr int kSlots = 4;      // 16-byte vectors a thread prefetches
+constexpr int kMaxTiledThreads = 320;
+
+// Whether the next slab is on its way while this one is worked on; float64 sums leave no registers for it.
+template <class Run>
+constexpr bool kPrefetch = sizeof(Run) == 4;
+
+template <class Run>
+constexpr int kSlab = kRowBytes / int(sizeof(Run));  // coordinates
+static_assert(kMaxTiledChunk / kWarp <= 256, "runs of at most 256 float32 additions, one warp to a tile");
+
+struct Panel {
+  int first, second;  // tasks of staged row 0 and of staged row 16
+  bool diagonal;      // the rows meet themselves; else the first 16 meet the others
+  int row_blocks;     // of eight staged rows
+
+  __device__ Panel(int tasks, int panel) {
+    int i = 0, j = 1;
+    if (tasks > kStagedRows) pair_at(panel, (tasks + kHalfPanel - 1) / kHalfPanel, i, j);
+    first = i * kHalfPanel;
+    second = j * kHalfPanel;
+    diagonal = tasks <= kStagedRows || i == j;
+    const int rows = tasks <= kStagedRows ? tasks
+                     : diagonal           ? min(tasks - first, kHalfPanel)
+                                          : kHalfPanel + min(tasks - second, kHalfPanel);
+    row_blocks = (rows + kTile - 1) / kTile;
+  }
+  __device__ int task(int row) const { return row < kHalfPanel ? first + row : second + row - kHalfPanel; }
+  __device__ int tiles() const { return diagonal ? row_blocks * (row_blocks + 1) / 2 : 2 * (row_blocks - 2); }
+  __device__ void tile(int tile, int& a, int& b) const {
+    if (diagonal) {
+      int i, j;
+      pair_at(tile, row_blocks, i, j);
+      a = i;
+      b = j;
+    } else {
+      a = tile % 2;
+      b = 2 + tile / 2;
+    }
+  }
+};
+
+// Moves a chunk, slab after slab, into shared memory. Slabs that lie in the chunk and are aligned go through registers, 16 bytes
+// at a time, and may be loaded while the one before is worked on; others are copied element by element, with zeros outside.
+template <class Element, class Run>
+class Stager {
+ public:
+  __device__ __forceinline__ Stager(const Table& table, const Chunk& chunk, const Panel& panel)
+      : table_(table), chunk_(chunk), panel_(panel) {
+    const int head = piece_entries(table)[chunk.piece].head;
+    aligned_ = head != kNoBorder;
+    origin_ = head > 0 ? head - kWidth : 0;  // aligned, too
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      rows_[s] = slot(s) < slots() ? row(slot(s) / kAcross) : nullptr;
+      if (rows_[s]) rows_[s] += (origin_ + slot(s) % kAcross * kWidth) * int(sizeof(Element));
+    }
+  }
+
+  __device__ int slabs() const { return (chunk_.length - origin_ + kSlab<Run> - 1) / kSlab<Run>; }
+
+  __device__ __forceinline__ void load(int slab) {
+    if (!whole(slab)) return;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      data_[s] = Raw<16>{};
+      if (rows_[s]) data_[s] = load_raw<16>(rows_[s] + slab * kSlab<Run> * int(sizeof(Element)));
+    }
+  }
+
+  __device__ __forceinline__ void store(int slab, char* to) const {
+    if (!whole(slab)) {
+      copy_elements(slab, reinterpret_cast<Run*>(to));
+      return;
+    }
+    constexpr int kPart = kWidth < kVector<Run> ? kWidth : kVector<Run>;
+#pragma unroll
+    for (int s = 0; s < kSlots; ++s) {
+      if (slot(s) >= slots()) continue;
+      const Pack<Element, kWidth> elements = unpack<Element, kWidth>(data_[s]);
+      auto* const parts = reinterpret_cast<Pack<Run, kPart>*>(to) + slot(s) * (kWidth / kPart);
+#pragma unroll
+      for (int part = 0; part < kWidth / kPart; ++part) {
+        Pack<Run, kPart> widened;
+#pragma unroll
+        for (int k = 0; k < kPart; ++k) widened.at[k] = convert<Run>(elements.at[part * kPart + k]);
+        parts[part] = widened;
+      }
+    }
+  }
+
+ private:
+  static constexpr int kWidth = kVector<Element>;
+  static constexpr int kAcross = kSlab<Run> / kWidth;  // vectors of a row in a slab
+
+  static __device__ int slot(int s) { return int(threadIdx.x) + s * int(blockDim.x); }
+  __device__ int slots() const { return panel_.row_blocks * kTile * kAcross; }
+
+  __device__ bool whole(int slab) const {
+    const int start = origin_ + slab * kSlab<Run>;
+    return aligned_ && start >= 0 && start + kSlab<Run> <= chunk_.length;
+  }
+
+  __device__ __forceinline__ const char* row(int staged) const {
+    const int task = panel_.task(staged);
+    const char* const pointer = task < table_.tasks ? row_pointer(table_, chunk_.piece, task) : nullptr;
+    return pointer ? pointer + chunk_.start * int64_t(sizeof(Element)) : nullptr;
+  }
+
+  __device__ __forceinline__ void copy_elements(int slab, Run* to) const {
+#pragma unroll 1
+    for (int e = int(threadIdx.x); e < panel_.row_blocks * kTile * kSlab<Run>; e += int(blockDim.x)) {
+      const char* const from = row(e / kSlab<Run>);
+      const int k = origin_ + slab * kSlab<Run> + e % kSlab<Run>;
+      to[e] = from && k >= 0 && k < chunk_.length ? convert<Run>(load_global<Element>(from + k * int(sizeof(Element))).at[0])
+                                                  : Run(0);
+    }
+  }
+
+  const Table& table_;
+  const Chunk& chunk_;
+  const Panel& panel_;
+  const char* rows_[kSlots];
+  Raw<16> data_[kSlots];
+  int origin_;
+  bool aligned_;
+};
+
+// Sums of a tile of pairs, row by row: in halves, as a warp sums them up in halves to spare registers.
+template <class Run>
+struct TileRun {
+  Run half[2][kTile * kTile / 2] = {};
+};
+
+template <class Run>
+__device__ __forceinline__ void add_tile(const char* slab, int a, int b, int step, TileRun<Run>& run) {
+  constexpr int kWidth = 8 / int(sizeof(Run));
+  using Pair = Pack<Run, kWidth>;
+  const char* const at = slab + (step * kWarp + int(threadIdx.x) % kWarp) * 8;
+  Pair y[kTile];
+#pragma unroll
+  for (int j = 0; j < kTile; ++j) y[j] = *reinterpret_cast<const Pair*>(at + (b * kTile + j) * kRowBytes);
+#pragma unroll
+  for (int i = 0; i < kTile; ++i) {
+    const Pair x = *reinterpret_cast<const Pair*>(at + (a * kTile + i) * kRowBytes);
+#pragma unroll
+    for (int j = 0; j < kTile; ++j)
+#pragma unroll
+      for (int k = 0; k < kWidth; ++k) run.half[i / 4][i % 4 * kTile + j] += x.at[k] * y[j].at[k];
+  }
+}
+
+template <class Run>
+__global__ void __launch_bounds__(kMaxTiledThreads)
+    gram_tiled(const __grid_constant__ Table table, int panels, double* partial /* [pairs, gridDim.x / panels] */) {
+  constexpr int kSlabBytes = kStagedRows * kRowBytes, kEntries = kTile * kTile;
+  using Line = Pack<float, 4>;  // 16-byte alignment
+  GS_SHARED(Line, slabs, 2 * kSlabBytes / int(sizeof(Line)));
+  GS_SHARED(double, warp_sums, kMaxTiledThreads / kWarp * kEntries);
+  const int block = int(blockIdx.x) / panels, blocks = int(gridDim.x) / panels;
+  const Panel panel(table.tasks, int(blockIdx.x) % panels);
+  const int tiles = panel.tiles(), warp = int(threadIdx.x) / kWarp;
+  const int sharers = min(int(blockDim.x) / kWarp / tiles, kSlabSteps);
+  const int sharer = warp / tiles;  // beyond `sharers`: this warp only stages
+  int a, b;
+  panel.tile(warp % tiles, a, b);
+
+  WarpSums<kEntries / 2> sums[2];
+  int parity = 0;
+  for (int c = block; c < table.chunks; c += blocks) {
+    const Chunk chunk = find_chunk(table, c);
+    TileRun<Run> run;
+    with_element<Run>(piece_entries(table)[chunk.piece].scalar, [&](auto tag) {
+      Stager<typename decltype(tag)::type, Run> stager(table, chunk, panel);
+      const int count = stager.slabs();
+      if (kPrefetch<Run>) stager.load(0);
+      for (int s = 0; s < count; ++s) {
+        // Two slabs take turns: when one is overwritten, all threads have passed the barrier after they last read it.
+        char* const slab = reinterpret_cast<char*>(slabs) + parity * kSlabBytes;
+        parity ^= 1;
+        if (!kPrefetch<Run>) stager.load(s);
+        stager.store(s, slab);
+        GS_BLOCK_BARRIER(gram_tiled_slab);
+        if (kPrefetch<Run> && s + 1 < count) stager.load(s + 1);
+        if (sharer < sharers)
+#pragma unroll 1
+          for (int step = sharer; step < kSlabSteps; step += sharers) add_tile<Run>(slab, a, b, step, run);
+      }
+    });
+    sums[0].add(run.half[0]);  // warps without a tile, too: the compiler must see that all threads are together
+    sums[1].add(run.half[1]);
+  }
+  if (sharer < sharers) {
+    sums[0].store(warp_sums + warp * kEntries);
+    sums[1].store(warp_sums + warp * kEntries + kEntries / 2);
+  }
+  GS_BLOCK_BARRIER(gram_tiled_sums);
+  for (int e = int(threadIdx.x); e < tiles * kEntries; e += int(blockDim.x)) {
+    panel.tile(e / kEntries, a, b);
+    const int i = panel.task(a * kTile + e % kEntries / kTile), j = panel.task(b * kTile + e % kTile);
+    if (i > j || j >= table.tasks) continue;
+    double sum = 0.0;
+    for (int s = 0; s < sharers; ++s) sum += warp_sums[s * tiles * kEntries + e];
+    partial[pair_index(i, j, table.tasks) * blocks + block] = sum;
+  }
+}
+
+// --- second stage
+// ----------------------------------------------------------------------------------------------------------------
+
+constexpr int kFinishThreads = 256;
+
+__global__ void __launch_bounds__(kFinishThreads)
+    gram_finish(int tasks, int blocks, const double* partial /* [pairs, blocks] */, double* gram /* [T, T] */) {
+  const int64_t pair = int64_t(blockIdx.x) * (kFinishThreads / kWarp) + threadIdx.x / kWarp;
+  if (pair >= pair_count(tasks)) return;
+  const double sum = sum_partials(partial + pair * blocks, blocks);
+  int i, j;
+  pair_at(pair, tasks, i, j);
+  if (threadIdx.x % kWarp == 0) gram[int64_t(i) * tasks + j] = gram[int64_t(j) * tasks + i] = sum;
+}
+
+}  // namespace gradsurgery

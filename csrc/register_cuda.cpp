@@ -1,0 +1,170 @@
+// The CUDA kernels of the operators in gradsurgery/ops/schema.py. Stable ABI only: one binary serves torch 2.10 and later.
+// Nothing here waits for the device: K, w and PCGrad's step live there, and every stage is a launch on the current stream.
+#include <Python.h>
+
+#include "combine/combine_cuda.h"
+#include "common/cuda_table.h"
+#include "common/cuda_tensors.h"
+#include "gram/gram_cuda.h"
+#include "weights/pcgrad_cuda.h"
+
+namespace gradsurgery {
+namespace ops {
+namespace {
+
+const Tensor& first_present(const Gradients& grads) {
+  for (const std::optional<Tensor>& g : grads)
+    if (g) return *g;
+  STD_TORCH_CHECK(false, "gradsurgery: at least one gradient must be present");
+}
+
+double* float64_data(const Tensor& tensor, const DeviceScope& scope, const char* name) {
+  scope.check_here(tensor, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Double && tensor.is_contiguous(), "gradsurgery: ", name,
+                  " must be a contiguous float64 tensor");
+  return static_cast<double*>(const_cast<void*>(tensor.const_data_ptr()));
+}
+
+int64_t* int64_data(const Tensor& tensor, int64_t numel, const DeviceScope& scope, const char* name) {
+  scope.check_here(tensor, name);
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Long && tensor.is_contiguous() && tensor.numel() == numel,
+                  "gradsurgery: ", name, " must be a contiguous int64 tensor of ", numel, " elements");
+  return static_cast<int64_t*>(tensor.mutable_data_ptr());
+}
+
+// The gradients of one call, ready for launches.
+struct Prepared {
+  DenseRows dense;
+  RowTable table;
+  std::optional<Tensor> table_memory;
+
+  Prepared(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out, bool accumulate,
+           const DeviceScope& scope)
+      : dense(rows_of(checked(grads, out, scope), tasks, stacked, out), scope, accumulate), table(dense.rows()) {
+    if (table.device_bytes() == 0) return;
+    table_memory = scope.empty({table.device_bytes() / 8}, ScalarType::Long);
+    table.place(table_memory->mutable_data_ptr());
+  }
+
+ private:
+  static const Gradients& checked(const Gradients& grads, const std::vector<Tensor>* out, const DeviceScope& scope) {
+    for (const std::optional<Tensor>& g : grads)
+      if (g) scope.check_here(*g, "every gradient");
+    if (out)
+      for (const Tensor& tensor : *out) scope.check_here(tensor, "out");
+    return grads;
+  }
+};
+
+struct Partials {
+  Tensor memory;  // [pairs, blocks]
+  double* data;
+  int blocks;
+
+  Partials(Prepared& prepared, const DeviceScope& scope)
+      : memory(scope.empty({std::max<int64_t>(1, gram_partials(prepared.table.tasks(), prepared.table.chunks()))},
+                           ScalarType::Double)),
+        data(static_cast<double*>(memory.mutable_data_ptr())),
+        blocks(gram_launch(prepared.table.tasks(), prepared.table.chunks()).blocks) {
+    gram_partials_cuda(prepared.table, data, scope.stream());
+    scope.check_launch();
+  }
+};
+
+// Everything of the solver's problem but K.
+struct Solver {
+  PcgradCuda problem;
+  Tensor w;
+  std::optional<Tensor> scratch;
+
+  Solver(int64_t tasks, const std::optional<Tensor>& order, const std::optional<Tensor>& key, bool include_self, double scale,
+         const DeviceScope& scope)
+      : w(scope.empty({tasks}, ScalarType::Double)) {
+    problem.tasks = int(tasks);
+    problem.options.kind = order ? OrderKind::given : key ? OrderKind::random : OrderKind::ascending;
+    problem.options.include_self = include_self;
+    problem.options.scale = scale;
+    if (order) problem.order = int64_data(*order, tasks * tasks, scope, "order");
+    if (key) problem.key = int64_data(*key, 2, scope, "key");
+    problem.w = static_cast<double*>(w.mutable_data_ptr());
+    if (pcgrad_scratch_bytes(problem.tasks) > 0) {
+      scratch = scope.empty({(pcgrad_scratch_bytes(problem.tasks) + 7) / 8}, ScalarType::Double);
+      problem.scratch = static_cast<char*>(scratch->mutable_data_ptr());
+    }
+  }
+
+  void run(const DeviceScope& scope) {
+    pcgrad_weights_cuda(problem, scope.stream());
+    scope.check_launch();
+  }
+};
+
+void combine(Prepared& prepared, const double* weights, bool accumulate, const DeviceScope& scope) {
+  combine_cuda(prepared.table, weights, accumulate, scope.stream());
+  scope.check_launch();
+  prepared.dense.finish();
+}
+
+}  // namespace
+
+Tensor gram(Gradients grads, int64_t tasks, bool stacked) {
+  const DeviceScope scope(first_present(grads));
+  Prepared prepared(grads, tasks, stacked, nullptr, false, scope);
+  Tensor result = scope.empty({tasks, tasks}, ScalarType::Double);
+  const Partials partials(prepared, scope);
+  gram_finish_cuda(int(tasks), partials.blocks, partials.data, static_cast<double*>(result.mutable_data_ptr()), scope.stream());
+  scope.check_launch();
+  return result;
+}
+
+Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale) {
+  STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == gram.size(1) && gram.size(0) >= 1, "gradsurgery: gram must be [T, T]");
+  const DeviceScope scope(gram);
+  Solver solver(gram.size(0), order, key, include_self, scale, scope);
+  solver.problem.gram = float64_data(gram, scope, "gram");
+  solver.run(scope);
+  return solver.w;
+}
+
+void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
+  if (out.empty()) return;
+  const DeviceScope scope(out.front());
+  Prepared prepared(grads, weights.numel(), stacked, &out, accumulate, scope);
+  combine(prepared, float64_data(weights, scope, "weights"), accumulate, scope);
+}
+
+std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked,
+                                   std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale,
+                                   bool accumulate) {
+  const DeviceScope scope(first_present(grads));
+  Prepared prepared(grads, tasks, stacked, &out, accumulate, scope);
+  Solver solver(tasks, order, key, include_self, scale, scope);
+  Tensor gram = scope.empty({tasks, tasks}, ScalarType::Double);
+  solver.problem.gram = static_cast<double*>(gram.mutable_data_ptr());
+  const Partials partials(prepared, scope);
+  if (tasks <= kFusedTasks) {
+    solver.problem.partial = partials.data;
+    solver.problem.blocks = partials.blocks;
+  } else {
+    gram_finish_cuda(int(tasks), partials.blocks, partials.data, solver.problem.gram, scope.stream());
+    scope.check_launch();
+  }
+  solver.run(scope);
+  combine(prepared, solver.problem.w, accumulate, scope);
+  return {gram, solver.w};
+}
+
+}  // namespace ops
+}  // namespace gradsurgery
+
+STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CUDA, m) {
+  m.impl("gram", TORCH_BOX(&gradsurgery::ops::gram));
+  m.impl("pcgrad_weights", TORCH_BOX(&gradsurgery::ops::pcgrad_weights));
+  m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
+  m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
+}
+
+PyMODINIT_FUNC PyInit__cuda(void) {
+  static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

@@ -1,0 +1,88 @@
+// The PCGrad solver: one block, one warp a task, the scan itself shared with the CPU (pcgrad.h).
+#pragma once
+
+#include "../common/cuda_compat.h"
+#include "../common/cuda_reduce.cuh"
+#include "pcgrad_cuda.h"
+
+namespace gradsurgery {
+
+constexpr int kMaxPcgradThreads = 1024;
+
+// A warp as pcgrad_row sees it: lanes own every 32nd element.
+struct WarpLanes {
+  __device__ int begin() const { return int(threadIdx.x) % kWarp; }
+  __device__ int step() const { return kWarp; }
+  __device__ void sync() const { GS_WARP_BARRIER(pcgrad_row); }
+};
+
+// The order of task i in `order`, written by the warp that walks it.
+__device__ __forceinline__ void write_order(const PcgradCuda& problem, int i, int32_t* order /* [T] */) {
+  const int tasks = problem.tasks, lane = int(threadIdx.x) % kWarp;
+  if (problem.options.kind == OrderKind::given) {
+    for (int k = lane; k < tasks; k += kWarp) {
+      const int64_t j = problem.order[int64_t(i) * tasks + k];
+      order[k] = j < 0 || j >= tasks ? -1 : int32_t(j);  // pcgrad_row refuses -1
+    }
+  } else if (problem.options.kind == OrderKind::random && lane == 0) {
+    pcgrad_random_order(problem.key[0], problem.key[1], problem.options.group, i, tasks, order);
+  }
+}
+
+__global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCuda problem) {
+  const int tasks = problem.tasks, square = tasks * tasks;
+  const int thread = int(threadIdx.x), threads = int(blockDim.x);
+  const int lane = thread % kWarp, warp = thread / kWarp, warps = threads / kWarp;
+  GS_DYNAMIC_SHARED(shared);
+  GS_SHARED(int, refused, 1);  // K is not finite, or an order is invalid
+  double* const c = reinterpret_cast<double*>(problem.scratch ? problem.scratch : shared);  // [T, T]
+  double* const dots = c + square;                                                          // [warps, T]
+  double* const shared_gram = dots + warps * tasks;                                         // [T, T]
+  const double* const gram = problem.scratch ? problem.gram : shared_gram;
+  int32_t* const orders = reinterpret_cast<int32_t*>(problem.scratch ? shared_gram : shared_gram + square);  // [warps, T]
+
+  if (thread == 0) *refused = 0;
+  if (problem.partial) {
+    for (int pair = warp; pair < tasks * (tasks + 1) / 2; pair += warps) {
+      const double sum = sum_partials(problem.partial + int64_t(pair) * problem.blocks, problem.blocks);
+      int i, j;
+      pair_at(pair, tasks, i, j);
+      if (lane == 0) {
+        shared_gram[i * tasks + j] = shared_gram[j * tasks + i] = sum;
+        problem.gram[i * tasks + j] = problem.gram[j * tasks + i] = sum;
+      }
+    }
+  } else if (!problem.scratch) {
+    for (int k = thread; k < square; k += threads) shared_gram[k] = problem.gram[k];
+  }
+  GS_BLOCK_BARRIER(pcgrad_gram);
+
+  bool finite = true;
+  for (int k = thread; k < square; k += threads) finite = finite && isfinite(gram[k]);
+  if (!finite) *refused = 1;
+  GS_BLOCK_BARRIER(pcgrad_finite);
+  finite = *refused == 0;  // or an invalid order was found meanwhile, which refuses w just as well
+
+  if (finite) {
+    for (int i = warp; i < tasks; i += warps) {
+      int32_t* const order = problem.options.kind == OrderKind::ascending ? nullptr : orders + warp * tasks;
+      if (order) write_order(problem, i, order);
+      GS_WARP_BARRIER(pcgrad_order);
+      const bool valid =
+          pcgrad_row(gram, tasks, i, order, problem.options.include_self, dots + warp * tasks, c + i * tasks, WarpLanes{});
+      if (!valid) *refused = 1;
+    }
+  }
+  GS_BLOCK_BARRIER(pcgrad_rows);
+
+  const bool refuse = *refused != 0;
+  for (int j = thread; j < tasks; j += threads) {
+    double sum = 0.0;
+    if (!refuse)
+      for (int i = 0; i < tasks; ++i) sum += c[i * tasks + j];
+    problem.w[j] = refuse ? nan("") : problem.options.scale * sum;
+  }
+  if (thread == 0 && !refuse && problem.options.kind == OrderKind::random) problem.key[1] += 1;
+}
+
+}  // namespace gradsurgery
