@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import torch
 from cases import Case, gradients
-from oracle import check
+from oracle import SMALL_NUMEL, check
 from providers import PROVIDERS, Provider
 from results import Row
 from timing import Effort, interleave
@@ -22,7 +22,7 @@ def surgery_rows(
     providers: Sequence[Provider] = tuple(PROVIDERS.values()),
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Row]:
-    """One row for each case and provider; the times of a case come from the same rounds.
+    """One row for each case and provider, with its error against the oracle; the times of a case come from the same rounds.
 
     Raises:
         AssertionError: a provider's result is wrong.
@@ -37,6 +37,8 @@ def surgery_rows(
             if reason is not None:
                 rows.append({"kind": "left out", **point, "provider": provider.name, "reason": reason})
                 continue
+            small = grads[:, :SMALL_NUMEL].contiguous()
+            check(provider, provider.prepare(small), small)
             run = provider.prepare(grads)
             errors[provider.name] = check(provider, run, grads)
             calls[provider.name] = run

@@ -8,9 +8,12 @@ import torch
 from providers.provider import Provider, Run, seed_all
 from torch import Tensor
 
-# Of |result - oracle| / |oracle|. A float32 Gram matrix is off by 2e-4 at N = 1e7, while one projection left out or out of turn
-# shows at 1e-2; bfloat16 has three digits, and an explicit implementation rounds to them after every projection.
-TOLERANCES = {torch.float32: 2e-3, torch.bfloat16: 5e-2}
+# All of |result - oracle| / |oracle|. Up to this many coordinates rounding is small, and a projection that is left out or out of
+# turn shows: at 1e-3 at least (T = 16), at 4e-2 for T = 4. bfloat16 has three digits.
+SMALL_NUMEL = 10_000
+EXACT = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+# A Gram matrix that is summed in float32 is off by 1e-2 at N = 3e7. That is no wrong algorithm; the row tells how far off it is.
+ROUNDED = 5e-2
 
 
 def pcgrad(grads: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
@@ -36,8 +39,9 @@ def check(provider: Provider, run: Run, grads: Tensor, seed: int = 0) -> float:
     """The relative error of a provider's call on these gradients.
 
     Raises:
-        AssertionError: the result is wrong; nothing of it may be timed.
+        AssertionError: the result is wrong; nothing of this provider may be timed.
     """
+    tolerance = EXACT[grads.dtype] if grads.shape[1] <= SMALL_NUMEL else ROUNDED
     seed_all(seed)
     orders = provider.orders(grads.shape[0])
     seed_all(seed)
@@ -47,9 +51,9 @@ def check(provider: Provider, run: Run, grads: Tensor, seed: int = 0) -> float:
         raise AssertionError(f"{provider.name}: expected {grads.dtype} {list(grads.shape[1:])}, found {found}.")
     expected = pcgrad(grads, orders)
     error = float((result.double() - expected).norm() / expected.norm())
-    if not error <= TOLERANCES[grads.dtype]:
+    if not error <= tolerance:
         raise AssertionError(
-            f"{provider.name}: off by {error:.1e} of the float64 oracle on {list(grads.shape)} {grads.dtype}, "
-            f"where {TOLERANCES[grads.dtype]:.0e} is allowed."
+            f"{provider.name}: off by {error:.1e} of the float64 oracle on {list(grads.shape)} {grads.dtype}, where "
+            f"{tolerance:.0e} is allowed."
         )
     return error

@@ -124,6 +124,13 @@ def _facts(results: Results) -> list[str]:
             if r["name"] == "gram"
         )
         lines.append(f"- `gram` reads {share}; the machine's fastest plain read is {best['gb_per_s']:.1f} GB/s ({best['name']}).")
+    largest = max((r["numel"] for r in results.where("surgery", tasks=4, dtype="float32")), default=0)
+    errors = results.where("surgery", tasks=4, dtype="float32", numel=largest)
+    if errors:
+        found = ", ".join(f"{PROVIDERS[r['provider']].title} {r['error']:.0e}" for r in errors)
+        lines.append(
+            f"- Relative error against float64 surgery on the full vectors at T = 4, N = {power(largest)}, float32: {found}."
+        )
     steps = {r["form"]: r for r in results.where("step")}
     if steps:
         plain = steps["plain"]

@@ -86,6 +86,7 @@ def test_table_stands_between_the_markers(folder: Path, readme: Path) -> None:
         in text
     )
     assert "`gram` reads 45.0 GB/s (90%) at T = 4, N = 10⁷; the machine's fastest plain read is 50.0 GB/s (memchr)." in text
+    assert "at T = 4, N = 10⁶, float32: gradsurgery 1e-08, TorchJD 1e-08, explicit PyTorch 1e-08." in text
     assert "takes 100 ms with the summed loss; `split` 1.025× of that." in text
     assert "| 4 | 10⁶ | 4 MB | 4 MB, 0.0 MB | – | – | – |" in text
     assert "`plain` 400 MB" in text
