@@ -16,6 +16,7 @@ from nyuv2.model import HydraNet
 from nyuv2.objectives import KINDS, OBJECTIVES, UNITS
 
 Batch = dict[str, Tensor]
+ROOMS = {"train": 320, "val": 64}  # how many rooms are generated where the command line does not say
 
 
 class NYUv2Problem:
@@ -30,10 +31,11 @@ class NYUv2Problem:
         common: dict[str, Any] = {
             "size": tuple(arguments.size), "classes": arguments.classes, "seed": arguments.seed,
         }  # fmt: skip
-        augment = arguments.data != "generated" if arguments.augment is None else arguments.augment
-        train = {"split": "train", "count": arguments.train_count, **common}
-        self.train_data = open_dataset(arguments.data, augment=augment, **train)
-        self.val_data = open_dataset(arguments.data, split="val", count=arguments.val_count, **common)
+        rooms = ROOMS if arguments.data == "generated" else dict.fromkeys(ROOMS)
+        counts = {"train": arguments.train_count or rooms["train"], "val": arguments.val_count or rooms["val"]}
+        train = {"split": "train", "count": counts["train"], **common}
+        self.train_data = open_dataset(arguments.data, augment=arguments.augment, **train)
+        self.val_data = open_dataset(arguments.data, split="val", count=counts["val"], **common)
         self.info = self.train_data.info
         if missing := [task for task in self.tasks if task not in self.info.tasks]:
             raise RunError(

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from nyuv2.data.sample import CLASS_NAMES, DataError
 from nyuv2.objectives import OBJECTIVES
-from nyuv2.problem import NYUv2Problem
+from nyuv2.problem import ROOMS, NYUv2Problem
 from nyuv2.report import write_report
 
 
@@ -35,14 +35,17 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--tasks", nargs="+", choices=tuple(OBJECTIVES), default=["segmentation", "depth"])
     own.add_argument("--classes", type=int, choices=tuple(CLASS_NAMES), default=13, help="segmentation classes")
     own.add_argument("--size", type=at_least(32), nargs=2, default=[120, 160], metavar=("HEIGHT", "WIDTH"))
-    own.add_argument("--train-count", type=at_least(1), help="use so many training samples (default: generated 192, else all)")
-    own.add_argument("--val-count", type=at_least(1), help="use so many validation samples (default: generated 48, else all)")
-    own.add_argument("--augment", action=argparse.BooleanOptionalAction,
-                     help="random crops, flips and colors (default: for data sets; rooms are as many as you ask for)")  # fmt: skip
+    own.add_argument(
+        "--train-count", type=at_least(1), help=f"use so many training samples (default: {ROOMS['train']} rooms, or all there are)"
+    )
+    own.add_argument(
+        "--val-count", type=at_least(1), help=f"use so many validation samples (default: {ROOMS['val']} rooms, or all there are)"
+    )
+    own.add_argument("--augment", action="store_true", help="random crops, flips and colors: for long runs")
     own.add_argument("--channels", type=at_least(1), default=128, help="width of the shared representation")
     own.add_argument("--pretrained", action="store_true", help="start from ImageNet weights (downloaded once)")
     own.add_argument("--freeze-encoder-epochs", type=at_least(0), default=0, help="train only decoder and heads at first")
-    add_arguments(parser)
+    add_arguments(parser, lr=3e-3, clip_norm=1.0)
     return parser
 
 
