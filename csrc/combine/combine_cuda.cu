@@ -23,7 +23,7 @@ constexpr Kernel float64_kernel(int tasks) {
 void combine_cuda(RowTable& table, const double* weights, bool accumulate, void* stream) {
   if (table.chunks() == 0) return;
   upload(table, stream);
-  const Kernel kernel = table.has_float64() ? float64_kernel(table.tasks()) : kFloat[std::min(table.tasks(), 9) - 1];
+  const Kernel kernel = table.any_float64() ? float64_kernel(table.tasks()) : kFloat[std::min(table.tasks(), 9) - 1];
   GS_LAUNCH(kernel, combine_blocks(table.chunks()), kCombineThreads, 0, stream, table.parameter(), weights, accumulate);
 }
 

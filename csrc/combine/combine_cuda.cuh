@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kCombineThreads, 2)
   with_element<Run>(entry.scalar, [&](auto tag) {
     using Element = typename decltype(tag)::type;
     constexpr int kWidth = kVector<Element>;
-    const Split split(entry.head, chunk.length, kWidth);
+    const Split split(entry.out_head, chunk.length, kWidth);
     combine_groups<Element, Run, kWidth, Rows, More>(table, chunk, weights, accumulate, split.vectors,
                                                      [&](int v) { return split.vector_at(v, kWidth); });
     combine_groups<Element, Run, 1, Rows, More>(table, chunk, weights, accumulate, split.edges,

@@ -17,7 +17,8 @@ struct PieceEntry {
   int32_t first_chunk;  // the pieces' chunks are numbered through
   Scalar scalar;        // of all rows of this piece
   Scalar out_scalar;
-  int8_t head;  // coordinates before the first that lies on a 16-byte border in every row; kNoBorder where there is none
+  int8_t head;      // coordinates before the first that lies on a 16-byte border in every row; kNoBorder where there is none
+  int8_t out_head;  // likewise, of the output, too: the bits of K do not depend on where that lies
 };
 
 constexpr int8_t kNoBorder = -1;
@@ -82,7 +83,7 @@ struct Split {
   GS_HOST_DEVICE int edge_at(int e, int width) const { return e < head ? e : e + vectors * width; }
 };
 
-// --- host ---------------------------------------------------------------------------------------------------------------------
+// --- host ---
 
 // About a thousand chunks, within the limits. It depends on N and T alone, so the order of additions, and with it the bits of K,
 // are the same on every GPU.
@@ -97,9 +98,9 @@ inline bool has_border(uintptr_t address, int64_t head, int64_t bytes, int64_t w
   return (address + head * bytes) % std::min<int64_t>(16, width * bytes) == 0;
 }
 
-// The head of a piece with these present rows, and output unless it is null.
+// The head of a piece with these present rows, and this output unless it is null.
 inline int8_t find_head(const std::vector<const char*>& rows, Scalar scalar, const char* out, Scalar out_scalar) {
-  if (rows.empty()) return find_head({out}, out_scalar, nullptr, out_scalar);
+  if (rows.empty()) return out ? find_head({out}, out_scalar, nullptr, out_scalar) : kNoBorder;
   const int64_t bytes = size_of(scalar), width = 16 / bytes;
   const auto past = int64_t(reinterpret_cast<uintptr_t>(rows.front()) % 16);
   const int64_t head = past == 0 ? 0 : (16 - past) / bytes;
@@ -128,7 +129,7 @@ class RowTable {
       if (!rows.out.empty()) {
         entry.out = const_cast<char*>(rows.out[p].data);
         entry.scalar = entry.out_scalar = rows.out[p].scalar;
-        double_ = double_ || entry.out_scalar == Scalar::f64;
+        out_float64_ = out_float64_ || entry.out_scalar == Scalar::f64;
       }
       for (int t = 0; t < rows.tasks; ++t) {
         const Row& row = rows.row(int64_t(p), t);
@@ -136,9 +137,10 @@ class RowTable {
         if (!row.data) continue;
         present.push_back(row.data);
         entry.scalar = row.scalar;
-        double_ = double_ || row.scalar == Scalar::f64;
+        rows_float64_ = rows_float64_ || row.scalar == Scalar::f64;
       }
-      entry.head = present.empty() && !entry.out ? kNoBorder : find_head(present, entry.scalar, entry.out, entry.out_scalar);
+      entry.head = find_head(present, entry.scalar, nullptr, entry.scalar);
+      entry.out_head = find_head(present, entry.scalar, entry.out, entry.out_scalar);
       std::memcpy(words_.data() + p * sizeof(PieceEntry) / 8, &entry, sizeof entry);
       chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
     }
@@ -149,7 +151,8 @@ class RowTable {
 
   int tasks() const { return table_.tasks; }
   int chunks() const { return table_.chunks; }
-  bool has_float64() const { return double_; }
+  bool rows_float64() const { return rows_float64_; }  // in one row at least
+  bool any_float64() const { return rows_float64_ || out_float64_; }
   const Table& parameter() const { return table_; }
   const std::vector<int64_t>& words() const { return words_; }
 
@@ -168,7 +171,7 @@ class RowTable {
   static_assert(sizeof(PieceEntry) % 8 == 0, "the row pointers follow the entries");
   Table table_;
   std::vector<int64_t> words_;
-  bool double_ = false;
+  bool rows_float64_ = false, out_float64_ = false;
   bool uploaded_ = false;
 };
 

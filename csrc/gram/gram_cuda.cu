@@ -22,10 +22,10 @@ void gram_partials_cuda(RowTable& table, double* partial, void* stream) {
   upload(table, stream);
   const GramLaunch launch = gram_launch(table.tasks(), table.chunks());
   if (table.tasks() <= kSmallTasks) {
-    const SmallKernel kernel = table.has_float64() ? small_float64(table.tasks()) : kSmall[table.tasks() - 1];
+    const SmallKernel kernel = table.rows_float64() ? small_float64(table.tasks()) : kSmall[table.tasks() - 1];
     GS_LAUNCH(kernel, launch.blocks, launch.threads, 0, stream, table.parameter(), partial);
   } else {
-    const auto kernel = table.has_float64() ? gram_tiled<double> : gram_tiled<float>;
+    const auto kernel = table.rows_float64() ? gram_tiled<double> : gram_tiled<float>;
     GS_LAUNCH(kernel, launch.blocks * launch.panels, launch.threads, 0, stream, table.parameter(), launch.panels, partial);
   }
 }

@@ -9,8 +9,7 @@
 
 namespace gradsurgery {
 
-// --- up to eight tasks: every thread accumulates all pairs
-// -----------------------------------------------------------------------
+// --- up to eight tasks: every thread accumulates all pairs ---
 
 constexpr int kGramThreads = 256;
 // A thread adds at most this many coordinates of a chunk to one float32 accumulator: whole vectors, plus an edge.
@@ -101,8 +100,7 @@ __global__ void __launch_bounds__(kGramThreads, kSmallBlocks<Run>)
   }
 }
 
-// --- more tasks: rows staged in shared memory, 8 x 8 products a warp
-// ---------------------------------------------------------------
+// --- more tasks: rows staged in shared memory, 8 x 8 products a warp ---
 //
 // A slab of 512 bytes of up to 32 rows (as Run) is staged once and serves all pairs among them. With more than 32 tasks,
 // a block takes two 16-row blocks of the tasks (a panel) and the pairs between them. Every warp owns one 8 x 8 tile of
@@ -297,9 +295,10 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
         stager.store(s, slab);
         GS_BLOCK_BARRIER(gram_tiled_slab);
         if (kPrefetch<Run> && s + 1 < count) stager.load(s + 1);
-        if (sharer < sharers)
+        if (sharer < sharers) {
 #pragma unroll 1
           for (int step = sharer; step < kSlabSteps; step += sharers) add_tile<Run>(slab, a, b, step, run);
+        }
       }
     });
     sums[0].add(run.half[0]);  // warps without a tile, too: the compiler must see that all threads are together
@@ -320,8 +319,7 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
   }
 }
 
-// --- second stage
-// ----------------------------------------------------------------------------------------------------------------
+// --- second stage ---
 
 constexpr int kFinishThreads = 256;
 

@@ -61,16 +61,17 @@ __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCu
   for (int k = thread; k < square; k += threads) finite = finite && isfinite(gram[k]);
   if (!finite) *refused = 1;
   GS_BLOCK_BARRIER(pcgrad_finite);
-  finite = *refused == 0;  // or an invalid order was found meanwhile, which refuses w just as well
+  finite = *refused == 0;
+  GS_BLOCK_BARRIER(pcgrad_refused);  // an invalid order sets it again: without this, lanes of one warp could part below
 
   if (finite) {
     for (int i = warp; i < tasks; i += warps) {
       int32_t* const order = problem.options.kind == OrderKind::ascending ? nullptr : orders + warp * tasks;
-      if (order) write_order(problem, i, order);
-      GS_WARP_BARRIER(pcgrad_order);
+      if (order) write_order(problem, i, order);  // seen by all lanes after the first barrier of pcgrad_row
       const bool valid =
           pcgrad_row(gram, tasks, i, order, problem.options.include_self, dots + warp * tasks, c + i * tasks, WarpLanes{});
       if (!valid) *refused = 1;
+      GS_WARP_BARRIER(pcgrad_next);  // a lane may still be reading the end of this order
     }
   }
   GS_BLOCK_BARRIER(pcgrad_rows);

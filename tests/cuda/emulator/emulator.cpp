@@ -1,0 +1,214 @@
+// The CUDA kernels and their launch functions on NumPy arrays: a C interface for ctypes over the emulator.
+#include "../../../csrc/combine/combine_cuda.cu"
+#include "../../../csrc/gram/gram_cuda.cu"
+#include "../../../csrc/weights/pcgrad_cuda.cu"
+
+using namespace gradsurgery;
+
+namespace {
+
+thread_local std::string error;
+
+template <class Body>
+int guarded(Body body) {
+  try {
+    body();
+    return 0;
+  } catch (const std::exception& failure) {
+    error = failure.what();
+    return 1;
+  }
+}
+
+// A table of rows in device memory, all of them dense; `scalars` [P] of the rows, `out` and `out_scalars` [P] or null.
+struct Problem {
+  Rows rows;
+  std::unique_ptr<RowTable> table;
+  std::vector<int64_t> memory;
+
+  Problem(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars, char* const* out,
+          const uint8_t* out_scalars) {
+    rows.tasks = tasks;
+    for (int p = 0; p < pieces; ++p) {
+      for (int t = 0; t < tasks; ++t) rows.rows.push_back(Row{data[p * tasks + t], -1, Scalar(scalars[p])});
+      if (out) rows.out.push_back(Row{out[p], -1, Scalar(out_scalars[p])});
+      rows.pieces.push_back(Piece{numel[p], rows.numel});
+      rows.numel += numel[p];
+    }
+    table = std::make_unique<RowTable>(rows);
+    if (table->device_bytes() == 0) return;
+    memory.resize(table->device_bytes() / 8, -1);
+    table->place(memory.data());
+  }
+};
+
+void poison(std::vector<double>& values) { std::fill(values.begin(), values.end(), nan("")); }
+
+std::vector<double> partial_sums(Problem& problem) {
+  std::vector<double> partial(gram_partials(problem.table->tasks(), problem.table->chunks()));
+  poison(partial);
+  gram_partials_cuda(*problem.table, partial.data(), nullptr);
+  return partial;
+}
+
+}  // namespace
+
+#define GS_EXPORT extern "C" __attribute__((visibility("default")))
+
+GS_EXPORT const char* gs_error() { return error.c_str(); }
+GS_EXPORT void gs_schedule(unsigned seed) { simt::set_schedule(seed); }
+GS_EXPORT void gs_remove_barrier(const char* name) { simt::remove_barrier(name); }
+
+GS_EXPORT int gs_gram(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
+                      double* gram) {
+  return guarded([&] {
+    Problem problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
+    const std::vector<double> partial = partial_sums(problem);
+    gram_finish_cuda(tasks, gram_launch(tasks, problem.table->chunks()).blocks, partial.data(), gram, nullptr);
+  });
+}
+
+GS_EXPORT int gs_combine(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
+                         char* const* out, const uint8_t* out_scalars, const double* weights, int accumulate) {
+  return guarded([&] {
+    Problem problem(tasks, pieces, numel, data, scalars, out, out_scalars);
+    combine_cuda(*problem.table, weights, accumulate != 0, nullptr);
+  });
+}
+
+// kind: OrderKind. Either gram is read, or, with pieces > 0, it is written from the rows by the solver itself.
+GS_EXPORT int gs_pcgrad_weights(int tasks, int kind, const int64_t* order, int64_t* key, int include_self, double scale,
+                                double* gram, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
+                                double* w) {
+  return guarded([&] {
+    PcgradCuda solve;
+    solve.tasks = tasks;
+    solve.options.kind = OrderKind(kind);
+    solve.options.include_self = include_self != 0;
+    solve.options.scale = scale;
+    solve.order = order;
+    solve.key = key;
+    solve.gram = gram;
+    solve.w = w;
+    std::vector<char> scratch(pcgrad_scratch_bytes(tasks), char(0xFF));
+    if (!scratch.empty()) solve.scratch = scratch.data();
+    std::vector<double> partial;
+    if (pieces > 0) {
+      Problem problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
+      partial = partial_sums(problem);
+      solve.partial = partial.data();
+      solve.blocks = gram_launch(tasks, problem.table->chunks()).blocks;
+    }
+    pcgrad_weights_cuda(solve, nullptr);
+  });
+}
+
+// --- launch parameters and the table, for tests of their own ---
+
+GS_EXPORT void gs_gram_launch(int tasks, int chunks, int* threads_blocks_panels) {
+  const GramLaunch launch = gram_launch(tasks, chunks);
+  threads_blocks_panels[0] = launch.threads;
+  threads_blocks_panels[1] = launch.blocks;
+  threads_blocks_panels[2] = launch.panels;
+}
+GS_EXPORT int64_t gs_gram_partials(int tasks, int chunks) { return gram_partials(tasks, chunks); }
+GS_EXPORT int gs_chunk_length(int64_t numel, int tasks) { return chunk_length(numel, tasks); }
+GS_EXPORT int gs_pcgrad_warps(int tasks, int fused) { return pcgrad_warps(tasks, fused != 0); }
+GS_EXPORT int64_t gs_pcgrad_memory(int tasks, int fused) { return pcgrad_memory(tasks, fused != 0); }
+GS_EXPORT int gs_parameter_bytes() { return int(sizeof(Table)); }
+
+// piece, start and length of each chunk; returns their number.
+GS_EXPORT int gs_chunks(int tasks, int pieces, const int64_t* numel, int64_t* chunks /* [at most, 3] */, int at_most) {
+  const std::vector<const char*> none(size_t(tasks) * pieces, nullptr);
+  const std::vector<uint8_t> scalars(pieces, uint8_t(Scalar::f32));
+  Problem problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr);
+  Table table = problem.table->parameter();
+  if (table.device) table.device = problem.table->words().data();
+  for (int c = 0; c < std::min(table.chunks, at_most); ++c) {
+    const Chunk chunk = find_chunk(table, c);
+    chunks[3 * c] = chunk.piece;
+    chunks[3 * c + 1] = chunk.start;
+    chunks[3 * c + 2] = chunk.length;
+  }
+  return table.chunks;
+}
+
+// The barriers' own test: threads pass values to their neighbours through shared memory, `rounds` times.
+namespace {
+
+__global__ void relay(int rounds, int leave_early, int* out) {
+  GS_SHARED(int, cell, 64);
+  int value = int(threadIdx.x);
+  for (int r = 0; r < rounds; ++r) {
+    if (leave_early && threadIdx.x == 7) return;
+    cell[threadIdx.x] = value;
+    GS_BLOCK_BARRIER(relay_written);
+    value = cell[(threadIdx.x + 1) % 64];
+    GS_BLOCK_BARRIER(relay_read);
+  }
+  out[threadIdx.x] = value;
+}
+
+__global__ void overrun(int* out) {
+  GS_SHARED(int, cell, 4);
+  cell[threadIdx.x] = 1;
+  out[0] = cell[0];
+}
+
+__global__ void half_a_warp(int* out) {
+  if (threadIdx.x < 16) out[threadIdx.x] = __shfl_xor_sync(kAllLanes, int(threadIdx.x), 1);
+}
+
+__global__ void mixed_barriers(int* out) {
+  if (threadIdx.x < 16)
+    GS_WARP_BARRIER(mixed);
+  else
+    out[threadIdx.x] = __shfl_xor_sync(kAllLanes, int(threadIdx.x), 1);
+}
+
+// pcgrad_row's three barriers by their place: 0 after the start, 1 after r_j is read, 2 after r is updated. `omit` leaves one
+// out.
+struct OmittingLanes {
+  int omit;
+  int* calls;
+
+  int begin() const { return int(threadIdx.x); }
+  int step() const { return kWarp; }
+  void sync() const {
+    const int place = *calls == 0 ? 0 : 2 - *calls % 2;
+    ++*calls;
+    if (place != omit) GS_WARP_BARRIER(omitting);
+  }
+};
+
+__global__ void row_without(int tasks, const double* gram, int i, const int32_t* order, int omit, double* c) {
+  GS_SHARED(double, dots, 64);
+  int calls = 0;
+  pcgrad_row(gram, tasks, i, order, false, dots, c, OmittingLanes{omit, &calls});
+}
+
+__global__ void uninitialized(double* out) {
+  GS_SHARED(double, cell, 1);
+  out[threadIdx.x] = cell[0];
+}
+
+}  // namespace
+
+GS_EXPORT int gs_relay(int rounds, int leave_early, int* out) {
+  return guarded([&] { GS_LAUNCH(relay, 1, 64, 0, nullptr, rounds, leave_early, out); });
+}
+GS_EXPORT int gs_row_without(int tasks, const double* gram, int i, const int32_t* order, int omit, double* c) {
+  return guarded([&] { GS_LAUNCH(row_without, 1, 32, 0, nullptr, tasks, gram, i, order, omit, c); });
+}
+GS_EXPORT int gs_overrun(int* out) {
+  return guarded([&] { GS_LAUNCH(overrun, 1, 5, 0, nullptr, out); });
+}
+GS_EXPORT int gs_half_a_warp(int* out) {
+  return guarded([&] { GS_LAUNCH(half_a_warp, 1, 32, 0, nullptr, out); });
+}
+GS_EXPORT int gs_mixed_barriers(int* out) {
+  return guarded([&] { GS_LAUNCH(mixed_barriers, 1, 32, 0, nullptr, out); });
+}
+GS_EXPORT int gs_uninitialized(double* out) {
+  return guarded([&] { GS_LAUNCH(uninitialized, 1, 32, 0, nullptr, out); });
+}

@@ -1,0 +1,117 @@
+"""The same bits under every schedule of threads; and every barrier is needed: without it, some schedule gives another result."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from cuda_emulator import EmulationError, Emulator, Float64, Row, barriers, placed
+
+SEEDS = range(1, 9)
+
+
+def rows(tasks: int, numel: int) -> list[Row]:
+    return [placed(g) for g in torch.randn(tasks, numel, generator=torch.Generator().manual_seed(tasks))]
+
+
+def gram_of_few(emulator: Emulator) -> list[Float64]:
+    return [emulator.gram([rows(3, 5001)])]
+
+
+def gram_of_more(emulator: Emulator) -> list[Float64]:
+    return [emulator.gram([rows(12, 3001)])]
+
+
+def gram_of_many(emulator: Emulator) -> list[Float64]:
+    return [emulator.gram([rows(34, 700)])]
+
+
+def solver(emulator: Emulator) -> list[Float64]:
+    """Shared and global memory, all kinds of orders, a refused K and a refused order."""
+    results = []
+    for tasks in (5, 20, 34):
+        G = np.random.default_rng(tasks).normal(size=(tasks, tasks)) - 0.3
+        key = np.array([1, 2], dtype=np.int64)
+        results += [emulator.pcgrad_weights(G @ G.T)[0], emulator.pcgrad_weights(G @ G.T, key=key)[0]]
+        ends_in_itself = (np.arange(tasks)[:, None] + np.arange(1, tasks + 1)) % tasks
+        results += [emulator.pcgrad_weights(G @ G.T, order=ends_in_itself)[0]]
+        ends_in_itself[0, 0] = -1
+        results += [emulator.pcgrad_weights(G @ G.T, order=ends_in_itself)[0]]
+        K = np.eye(tasks)
+        K[-1, -1] = np.nan
+        results += [emulator.pcgrad_weights(K, key=key)[0], key.astype(np.float64)]
+    return results
+
+
+def fused_solver(emulator: Emulator) -> list[Float64]:
+    return list(emulator.pcgrad_weights(pieces=[rows(5, 5001)], key=np.array([3, 4], dtype=np.int64)))
+
+
+def combined(emulator: Emulator) -> list[Float64]:
+    piece = rows(5, 5001)
+    target = piece[2]
+    assert target is not None
+    emulator.combine([target], [piece], np.arange(5.0) - 2, accumulate=True)
+    return [target.double().numpy()]
+
+
+RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
+    gram_of_few,
+    gram_of_more,
+    gram_of_many,
+    solver,
+    fused_solver,
+    combined,
+)
+
+
+def same(actual: list[Float64], expected: list[Float64]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(actual, expected, strict=True))
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
+def test_schedules_do_not_change_a_bit(emulator: Emulator, run: Callable[[Emulator], list[Float64]]) -> None:
+    expected = run(emulator)
+    for seed in SEEDS:
+        with emulator.schedule(seed):
+            assert same(run(emulator), expected)
+
+
+@pytest.mark.parametrize("barrier", barriers())
+def test_every_barrier_is_needed(emulator: Emulator, barrier: str) -> None:
+    for run in RUNS:
+        expected = run(emulator)
+        for seed in SEEDS:
+            with emulator.schedule(seed, barrier):
+                try:
+                    if not same(run(emulator), expected):
+                        return
+                except EmulationError:
+                    return
+    pytest.fail(f"no schedule notices that the barrier {barrier!r} is gone")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["start", "read", "updated"])
+def test_every_barrier_of_the_shared_row_is_needed(emulator: Emulator, place: int) -> None:
+    """pcgrad_row is one text for CPU and CUDA; here a warp runs it without one of its three barriers."""
+    tasks = 40
+    G = np.random.default_rng(0).normal(size=(tasks, tasks)) - 0.3
+    K = np.ascontiguousarray(G @ G.T)
+    order = np.arange(tasks, dtype=np.int32)
+
+    def run(omit: int) -> Float64:
+        c = np.full(tasks, np.nan)
+        pointers = [ctypes.c_void_p(array.ctypes.data) for array in (K, order, c)]
+        emulator.call("gs_row_without", tasks, pointers[0], 1, pointers[1], omit, pointers[2])
+        return c
+
+    expected = run(-1)
+    noticed = []
+    for seed in SEEDS:
+        with emulator.schedule(seed):
+            assert np.array_equal(run(-1), expected)
+            noticed.append(not np.array_equal(run(place), expected))
+    assert any(noticed)

@@ -1,0 +1,207 @@
+"""What only a GPU can show: agreement with the CPU kernels at size, streams, CUDA graphs, and that the host never waits.
+
+``test_operators.py`` runs the same operators over every layout. Without a GPU these are skipped; where
+GRADSURGERY_REQUIRE_CUDA=1 promises one, its absence is a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
+from tolerances import DTYPES, assert_combined_close, assert_gram_close
+from torch import Tensor
+
+import gradsurgery as gs
+
+OPS = torch.ops.gradsurgery
+pytestmark = pytest.mark.parametrize("device", ["cuda"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def _compiled(device: torch.device) -> None:
+    assert gs.build_info()["cuda"] is True, f"the CUDA kernels are missing: {gs.build_info()['missing']}"
+
+
+@contextmanager
+def no_synchronization() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+def on_cpu(given: Sample) -> Sample:
+    return Sample([None if g is None else g.cpu() for g in given.grads], given.tasks, given.stacked)
+
+
+def everything(given: Sample, key: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
+    """All four operators once. -> (combined, K, w)"""
+    K = OPS.gram(given.grads, given.tasks, given.stacked)
+    w = OPS.pcgrad_weights(K, None, None if key is None else key.clone())
+    out = given.empty()
+    OPS.combine_(out, given.grads, w, given.stacked)
+    fused = given.empty()
+    fused_K, fused_w = OPS.pcgrad_(fused, given.grads, given.tasks, given.stacked, None, key)
+    for mine, other in ((K, fused_K), (w, fused_w), *zip(out, fused, strict=True)):
+        assert mine.data_ptr() != other.data_ptr() or mine.numel() == 0
+    return fused, fused_K, fused_w
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5, 8, 9, 16, 17, 32, 33, 100])
+@pytest.mark.parametrize("numel", [65_537, 1_000_003])
+def test_agrees_with_the_cpu(device: torch.device, tasks: int, numel: int, dtype: torch.dtype) -> None:
+    if tasks * numel > 2e7:
+        numel //= 16
+    given = Sample([maker(dtype, device)(tasks, numel), maker(dtype, device, 1)(tasks, 77)], tasks, stacked=True)
+    plain = on_cpu(given)
+    K = OPS.gram(given.grads, tasks, True)
+    exact = OPS.gram(plain.grads, tasks, True).to(device)
+    assert_gram_close(K, exact, dtype)
+    w = weights_of(tasks, device)
+    out = given.empty()
+    OPS.combine_(out, given.grads, w, True)
+    for p, target in enumerate(out):
+        G = given.grads[p]
+        assert G is not None
+        assert_combined_close(target, w @ G.double(), w.abs() @ G.double().abs())
+    key = torch.tensor([3, 1], device=device)
+    on_gpu = OPS.pcgrad_weights(exact, None, key)
+    torch.testing.assert_close(on_gpu.cpu(), OPS.pcgrad_weights(exact.cpu(), None, torch.tensor([3, 1])), rtol=1e-9, atol=0)
+    assert key.tolist() == [3, 2]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_same_bits_in_every_run(device: torch.device, dtype: torch.dtype) -> None:
+    for tasks in (3, 8, 20, 40):
+        given = Sample([maker(dtype, device)(tasks, 300_001)], tasks, stacked=True)
+        first = OPS.gram(given.grads, tasks, True)
+        assert torch.equal(first, first.T)
+        for _ in range(10):
+            assert torch.equal(OPS.gram(given.grads, tasks, True), first)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_host_never_waits(device: torch.device, layout: str) -> None:
+    """torch's own check for synchronizing calls, and a stream that is still asleep when the operators have returned."""
+    given = sample(layout, 5, torch.float32, device)
+    key = torch.tensor([1, 0], device=device)
+    everything(given, key)  # loads the kernels, and fills the memory pool
+    torch.cuda.synchronize()
+    with no_synchronization():
+        torch.cuda._sleep(2_000_000_000)
+        everything(given, key)
+        assert not torch.cuda.current_stream().query(), "the operators waited for the device"
+    torch.cuda.synchronize()
+
+
+def test_launches_go_to_the_current_stream(device: torch.device) -> None:
+    rows = torch.zeros(4, 100_000, device=device)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(500_000_000)
+        rows.fill_(1.0)  # visible to what follows on this stream alone
+        K = OPS.gram([rows], 4, True)
+        out = torch.empty(100_000, device=device)
+        OPS.combine_([out], [rows], torch.ones(4, dtype=torch.float64, device=device), True)
+    stream.synchronize()
+    assert torch.equal(K, torch.full_like(K, 100_000.0))
+    assert torch.equal(out, torch.full_like(out, 4.0))
+
+
+def _stacked(device: torch.device, tasks: int) -> Sample:
+    return Sample([maker(torch.float32, device)(tasks, 50_001)], tasks, stacked=True)
+
+
+def _many(device: torch.device, tasks: int) -> Sample:
+    """A table of pointers far beyond the 4 KB of a launch's parameters."""
+    make = maker(torch.float32, device)
+    return Sample([make(1 + p % 50, 3) for _ in range(tasks) for p in range(1000)], tasks)
+
+
+def _strided(device: torch.device, tasks: int) -> Sample:
+    return sample("layouts_differ", tasks, torch.float32, device)
+
+
+@pytest.mark.parametrize("form", [_stacked, _many, _strided], ids=lambda form: form.__name__[1:])
+@pytest.mark.parametrize("tasks", [3, 8, 12, 33])
+def test_cuda_graph(device: torch.device, tasks: int, form: Callable[[torch.device, int], Sample]) -> None:
+    """A captured pcgrad_ draws a new order at each replay, reads new gradients, and gives the bits of an eager call."""
+    given = form(device, tasks)
+    key = torch.tensor([7, 0], device=device)
+    out = given.empty()
+
+    def step() -> tuple[Tensor, Tensor]:
+        result: tuple[Tensor, Tensor] = OPS.pcgrad_(out, given.grads, tasks, given.stacked, None, key)
+        return result
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    key.copy_(torch.tensor([7, 0]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        K, w = step()
+    assert key.tolist() == [7, 0], "capture must not run anything"
+
+    seen = set()
+    for replay in range(4):
+        for g in given.grads:
+            if g is not None and g.is_contiguous():
+                g.mul_(0.5)
+        graph.replay()
+        expected = given.empty()
+        eager_K, eager_w = OPS.pcgrad_(expected, given.grads, tasks, given.stacked, None, torch.tensor([7, replay], device=device))
+        assert torch.equal(K, eager_K)
+        assert torch.equal(w, eager_w)
+        assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+        assert key.tolist() == [7, replay + 1]
+        seen.add(tuple(w.tolist()))
+    assert len(seen) > 1 or tasks < 4
+
+
+def test_a_thousand_tensors(device: torch.device) -> None:
+    given = _many(device, 4)
+    G = given.matrix()
+    assert_gram_close(OPS.gram(given.grads, 4), G @ G.T, torch.float32)
+    out = given.empty()
+    w = weights_of(4, device)
+    OPS.combine_(out, given.grads, w)
+    flat = torch.cat([o.reshape(-1) for o in out])
+    assert_combined_close(flat, w @ G, w.abs() @ G.abs())
+
+
+def test_positions_beyond_32_bits(device: torch.device) -> None:
+    numel = 2**31 + 2**16 + 5
+    if torch.cuda.mem_get_info(device)[0] < 16e9:
+        pytest.skip("needs 16 GB of free device memory")
+    rows = torch.zeros(2, numel, dtype=torch.bfloat16, device=device)
+    places = torch.tensor([0, 2**31 - 1, 2**31, numel - 1], device=device)
+    rows[0, places] = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.bfloat16, device=device)
+    rows[1, places] = 1.0
+    assert OPS.gram([rows], 2, True).tolist() == [[30.0, 10.0], [10.0, 4.0]]
+    w = torch.tensor([1.0, 10.0], dtype=torch.float64, device=device)
+    OPS.combine_([rows[0]], [rows], w, True)
+    assert rows[0, places].tolist() == [11.0, 12.0, 13.0, 14.0]
+    assert int(rows[0].count_nonzero()) == 4
+
+
+def test_another_device_than_the_current_one(device: torch.device) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    rows = maker(torch.float32, "cuda:1")(3, 5000)
+    with torch.cuda.device(0):
+        K = OPS.gram([rows], 3, True)
+    assert K.device == rows.device
+    assert_gram_close(K, rows.double() @ rows.double().T, torch.float32)
+    with pytest.raises(RuntimeError, match="on the device of the first gradient"):
+        OPS.gram([rows[0], rows[1].to("cuda:0"), rows[2]], 3)

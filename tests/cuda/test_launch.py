@@ -1,0 +1,87 @@
+"""Launch parameters and the table of pieces: pure functions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cuda_emulator import Emulator
+
+TASKS = (1, 2, 7, 8, 9, 16, 17, 24, 25, 32, 33, 48, 100, 1000)
+TILE, STAGED, SHARED = 8, 32, 48 * 1024
+
+
+def ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+@pytest.mark.parametrize("tasks", TASKS)
+@pytest.mark.parametrize("chunks", [1, 3, 511, 513, 100_000])
+def test_gram_launch(emulator: Emulator, tasks: int, chunks: int) -> None:
+    threads, blocks, panels = emulator.gram_launch(tasks, chunks)
+    assert threads % 32 == 0
+    assert 1 <= blocks <= min(chunks, 1024)
+    pairs = tasks * (tasks + 1) // 2
+    assert emulator.library.gs_gram_partials(tasks, chunks) == pairs * blocks
+    if tasks <= 8:
+        assert (threads, panels) == (256, 1)
+        return
+    assert threads <= 320
+    # A warp for every tile of the fullest panel, and slots for all of its 512-byte rows.
+    row_blocks = ceil(min(tasks, STAGED), TILE)
+    tiles = 2 * (row_blocks - 2) if tasks > STAGED else row_blocks * (row_blocks + 1) // 2
+    assert threads // 32 >= tiles
+    assert threads * 4 >= row_blocks * TILE * 32
+    if tasks > STAGED:
+        rows = ceil(tasks, 16)
+        assert panels == rows * (rows + 1) // 2
+        assert pairs * blocks * 8 <= max(64 << 20, pairs * 8)
+    else:
+        assert panels == 1
+
+
+@pytest.mark.parametrize("tasks", TASKS)
+def test_solver_launch(emulator: Emulator, tasks: int) -> None:
+    for fused in (0, 1):
+        warps = emulator.library.gs_pcgrad_warps(tasks, fused)
+        assert 1 <= warps <= 32
+        if tasks <= 32:
+            assert emulator.library.gs_pcgrad_memory(tasks, fused) <= SHARED
+
+
+def test_the_table_fits_a_launch(emulator: Emulator) -> None:
+    assert emulator.library.gs_parameter_bytes() <= 4096 - 64, "other parameters need room, too"
+
+
+@pytest.mark.parametrize("tasks", [2, 8, 9, 33])
+def test_chunk_length(emulator: Emulator, tasks: int) -> None:
+    lengths = [emulator.library.gs_chunk_length(n, tasks) for n in (np.ctypeslib.ctypes.c_int64(10**k) for k in range(11))]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 2048
+    assert lengths[-1] == (32768 if tasks <= 8 else 8192)
+    assert all(length & (length - 1) == 0 for length in lengths)
+
+
+@pytest.mark.parametrize(
+    "numel",
+    [
+        [1],
+        [0, 0, 5, 0, 2048, 2049, 0, 4096, 1, 0],
+        [65537, 3, 70000],
+        [7] * 1000,
+        [5_000_000_000, 3, 40_000],
+    ],
+    ids=["one", "empty_pieces", "odd", "many", "beyond_32_bits"],
+)
+def test_chunks_cover_every_coordinate_once(emulator: Emulator, numel: list[int]) -> None:
+    chunks = emulator.chunks(numel, tasks=2)
+    at = 0
+    for piece, size in enumerate(numel):
+        start = 0
+        while start < size:
+            assert chunks[at, 0] == piece
+            assert chunks[at, 1] == start
+            assert 1 <= chunks[at, 2] <= 32768
+            start += int(chunks[at, 2])
+            at += 1
+        assert start == size
+    assert at == len(chunks)

@@ -1,0 +1,214 @@
+"""The CUDA kernels on the CPU: builds ``tests/cuda/emulator`` with the C++ compiler and drives it.
+
+What runs is the text that nvcc compiles, launch functions and operators included; see ``simt.h`` for what the emulator can find.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ROOT / "tests" / "cuda" / "emulator"
+TORCH = Path(torch.__file__).parent
+FLAGS = (
+    *("-std=c++20", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-unknown-pragmas"),
+    *("-DGS_EMULATE_CUDA", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020a000000000000"),
+)
+SCALARS = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/common/rows.h
+KINDS = {"ascending": 0, "given": 1, "random": 2}  # csrc/weights/pcgrad.h
+
+Float64 = npt.NDArray[np.float64]
+Row = Tensor | None
+
+
+class EmulationError(RuntimeError):
+    """What the emulator found: a deadlock, a write outside of shared memory, an invalid launch."""
+
+
+def compiler() -> str:
+    found = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    if not found:
+        pytest.skip("the CUDA emulator needs a C++ compiler")
+    return found
+
+
+def library() -> Path:
+    """The emulator as a shared library, compiled once and kept for as long as no source changes."""
+    includes = [f"-I{path}" for path in (SOURCES, TORCH / "include", sysconfig.get_path("include"))]
+    linked = [f"-L{TORCH / 'lib'}", "-ltorch_cpu", "-lc10"]
+    command = [compiler(), *FLAGS, *includes, str(SOURCES / "register_emulated.cpp"), *linked]
+    digest = hashlib.sha256(" ".join([*command, torch.__version__]).encode())
+    for file in sorted([*(ROOT / "csrc").rglob("*"), *SOURCES.rglob("*")]):
+        if file.is_file():
+            digest.update(file.read_bytes())
+    folder = Path(tempfile.gettempdir(), f"gradsurgery-emulator-{os.getuid()}")
+    folder.mkdir(mode=0o700, exist_ok=True)
+    result = folder / f"emulator-{digest.hexdigest()[:20]}.so"
+    if not result.exists():
+        unfinished = folder / f"{result.name}.{os.getpid()}"
+        compiled = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True, check=False)
+        assert compiled.returncode == 0, f"the emulator does not compile:\n{compiled.stderr}"
+        unfinished.rename(result)
+    return result
+
+
+def barriers() -> list[str]:
+    """The names of all barriers in the kernels."""
+    texts = [file.read_text() for file in sorted((ROOT / "csrc").rglob("*.cuh"))]
+    return [name for text in texts for name in re.findall(r"GS_(?:BLOCK|WARP)_BARRIER\((\w+)\)", text)]
+
+
+def placed(values: Tensor, offset: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+    """A flat copy that starts ``offset`` elements past a border of 64 bytes, between NaNs."""
+    flat = values.detach().reshape(-1).to(dtype or values.dtype)
+    size = flat.element_size()
+    buffer = torch.full((flat.numel() + offset + 256 // size,), torch.nan, dtype=flat.dtype)
+    start = -buffer.data_ptr() % 64 // size + offset
+    result = buffer[start : start + flat.numel()]
+    result.copy_(flat)
+    return result
+
+
+def untouched_around(row: Tensor) -> bool:
+    """Whether the NaNs around a ``placed`` tensor are still there."""
+    buffer = row._base
+    assert buffer is not None
+    start, stop = row.storage_offset(), row.storage_offset() + row.numel()
+    return bool(buffer[:start].isnan().all() and buffer[stop:].isnan().all())
+
+
+def matrix(pieces: Sequence[Sequence[Row]]) -> Float64:
+    """The gradients side by side in float64, absent ones as zeros. pieces: [P][T] -> [T, N]"""
+    columns = []
+    for rows in pieces:
+        numel = next(row.numel() for row in rows if row is not None)
+        columns.append(np.stack([np.zeros(numel) if row is None else row.double().numpy() for row in rows]))
+    return np.concatenate(columns, axis=1)
+
+
+@dataclass
+class _Table:
+    """Arguments by which the C interface takes rows; the arrays keep the memory alive."""
+
+    numel: npt.NDArray[np.int64]
+    data: npt.NDArray[np.uint64]
+    scalars: npt.NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, pieces: Sequence[Sequence[Row]], out: Sequence[Tensor] | None = None) -> _Table:
+        present = [[row for row in rows if row is not None] for rows in pieces]
+        for rows in present:
+            assert len({row.dtype for row in rows}) <= 1, "rows of a piece share a dtype"
+            assert all(row.dim() == 1 and row.is_contiguous() for row in rows)
+        first = [rows[0] if rows else None for rows in present]
+        like = [row if row is not None else (out[p] if out else torch.empty(0)) for p, row in enumerate(first)]
+        return cls(
+            np.array([row.numel() for row in like], dtype=np.int64),
+            np.array([[0 if row is None else row.data_ptr() for row in rows] for rows in pieces], dtype=np.uint64),
+            np.array([SCALARS[row.dtype] for row in like], dtype=np.uint8),
+        )
+
+    def arguments(self) -> tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]:
+        return _pointer(self.numel), _pointer(self.data), _pointer(self.scalars)
+
+
+def _pointer(array: npt.NDArray[np.generic] | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+class Emulator:
+    """The C interface of ``emulator.cpp`` with NumPy's types; and ``operators``, the CUDA operators on CPU tensors."""
+
+    def __init__(self) -> None:
+        path = library()
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]
+        self.library = ctypes.CDLL(str(path))
+        self.operators = torch.ops.gradsurgery_emulated
+        self.library.gs_error.restype = ctypes.c_char_p
+        self.library.gs_gram_partials.restype = ctypes.c_int64
+        self.library.gs_pcgrad_memory.restype = ctypes.c_int64
+
+    def call(self, name: str, *arguments: object) -> None:
+        if getattr(self.library, name)(*arguments) != 0:
+            raise EmulationError(self.library.gs_error().decode())
+
+    @contextmanager
+    def schedule(self, seed: int = 0, removed: str = "") -> Iterator[None]:
+        """Runs with the threads in another order, or with one of the barriers taken out."""
+        self.library.gs_schedule(seed)
+        self.library.gs_remove_barrier(removed.encode())
+        try:
+            yield
+        finally:
+            self.library.gs_schedule(0)
+            self.library.gs_remove_barrier(b"")
+
+    def gram(self, pieces: Sequence[Sequence[Row]]) -> Float64:
+        """K [T, T]."""
+        tasks, table = len(pieces[0]), _Table.of(pieces)
+        K = np.full((tasks, tasks), np.nan)
+        self.call("gs_gram", tasks, len(pieces), *table.arguments(), _pointer(K))
+        return K
+
+    def combine(self, out: Sequence[Tensor], pieces: Sequence[Sequence[Row]], w: Float64, accumulate: bool = False) -> None:
+        """Writes sum_t w_t g_t into ``out``."""
+        table = _Table.of(pieces, out)
+        targets = np.array([row.data_ptr() for row in out], dtype=np.uint64)
+        scalars = np.array([SCALARS[row.dtype] for row in out], dtype=np.uint8)
+        w = np.ascontiguousarray(w, dtype=np.float64)
+        self.call(
+            *("gs_combine", len(w), len(pieces), *table.arguments(), _pointer(targets), _pointer(scalars), _pointer(w)),
+            int(accumulate),
+        )
+
+    def pcgrad_weights(
+        self,
+        K: Float64 | None = None,
+        pieces: Sequence[Sequence[Row]] = (),
+        order: npt.NDArray[np.int64] | None = None,
+        key: npt.NDArray[np.int64] | None = None,
+        include_self: bool = False,
+        scale: float = 1.0,
+    ) -> tuple[Float64, Float64]:
+        """(w [T], K [T, T]) from K, or from the rows of ``pieces`` in the fused form."""
+        tasks = len(pieces[0]) if K is None else len(K)
+        table = _Table.of(pieces)
+        gram = np.full((tasks, tasks), np.nan) if K is None else np.array(K, dtype=np.float64)
+        w = np.full(tasks, -1.0)
+        kind = KINDS["given" if order is not None else "random" if key is not None else "ascending"]
+        self.call(
+            *("gs_pcgrad_weights", tasks, kind, _pointer(order), _pointer(key), int(include_self), ctypes.c_double(scale)),
+            *(_pointer(gram), len(pieces), *table.arguments(), _pointer(w)),
+        )
+        return w, gram
+
+    def gram_launch(self, tasks: int, chunks: int) -> tuple[int, int, int]:
+        """(threads, blocks, panels)"""
+        result = (ctypes.c_int * 3)()
+        self.library.gs_gram_launch(tasks, chunks, result)
+        return result[0], result[1], result[2]
+
+    def chunks(self, numel: Sequence[int], tasks: int) -> npt.NDArray[np.int64]:
+        """(piece, start, length) of every chunk, as the kernels find them."""
+        sizes = np.array(numel, dtype=np.int64)
+        count = self.library.gs_chunks(tasks, len(sizes), _pointer(sizes), None, 0)
+        result = np.zeros((count, 3), dtype=np.int64)
+        self.library.gs_chunks(tasks, len(sizes), _pointer(sizes), _pointer(result), count)
+        return result
