@@ -42,11 +42,6 @@ inline void add_scaled(Lanes& sum, double w, const Lanes& a) {
   for (int p = 0; p < kParts; ++p) sum.part[p] += w * a.part[p];
 }
 
-// cell[lane] += x[lane]; the lanes of a cell are added up once, at the end of a block.
-inline void add_to_cell(double* cell, const Lanes& x) {
-  for (int p = 0; p < kParts; ++p) write(cell + p * kNative, read<NativeDouble>(cell + p * kNative) + x.part[p]);
-}
-
 // float16 <-> float32 without F16C. The multiplication restores the exponent's bias and normalises subnormals at once.
 inline float half_to_float(uint16_t half) {
   uint32_t bits = uint32_t(half & 0x7FFFu) << 13;

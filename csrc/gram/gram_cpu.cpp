@@ -1,7 +1,7 @@
+#include <memory>
+
 #include "../common/cpu.h"
 #include "gram.h"
-
-#include <memory>
 
 #define GS_TARGET_FILE "../gram/gram_isa.h"
 #include "../common/foreach_isa.h"
@@ -26,11 +26,19 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
   std::vector<double> partial(size_t(blocks * square));  // [blocks, T, T], upper triangles
   const auto sum_blocks = [&](int64_t first, int64_t last) {
     ChunkReader reader(rows, widen_cpu());
-    std::vector<double> cells(size_t(square * kLanes)), present;  // [T, T, kLanes], and the same for the rows of a chunk
+    // The lanes of all products [T, T, kLanes]: of the last chunks, and of the block so far. Short sums of short sums lose less
+    // to rounding than one long sum.
+    std::vector<double> cells(size_t(square * kLanes)), sums(cells.size()), present;
     const auto packed = std::make_unique_for_overwrite<double[]>(size_t(tasks * kStrip));
     std::vector<const char*> strips(tasks);
     for (int64_t block = first; block < last; ++block) {
-      std::fill(cells.begin(), cells.end(), 0.0);
+      std::fill(sums.begin(), sums.end(), 0.0);
+      int chunks = 0;
+      const auto flush = [&] {
+        for (size_t k = 0; k < cells.size(); ++k) sums[k] += cells[k];
+        std::fill(cells.begin(), cells.end(), 0.0);
+        chunks = 0;
+      };
       for_each_chunk(rows, block, [&](int64_t piece, int64_t start, int64_t n) {
         reader.read(piece, start, n);
         const int count = reader.count();
@@ -45,8 +53,10 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
               for (int l = 0; l < kLanes; ++l) to[l] += present[(int64_t(i) * count + j) * kLanes + l];
             }
         }
+        if (++chunks == 8) flush();
       });
-      for (int64_t k = 0; k < square; ++k) partial[block * square + k] = sum_lanes(cells.data() + k * kLanes);
+      flush();
+      for (int64_t k = 0; k < square; ++k) partial[block * square + k] = sum_lanes(sums.data() + k * kLanes);
     }
   };
   if (blocks <= 1)

@@ -4,13 +4,15 @@ namespace GS_ISA {
 
 #include "../common/lanes.h"
 
-// R x C dot products at once, so that every loaded coordinate is used R or C times from registers.
+// R x C dot products at once, so that every loaded coordinate is used R or C times from registers. Lanes go on from their cells,
+// so that the order of additions, and with it the bits of K, depends neither on the size of a tile nor on that of a strip.
 template <class Store, int R, int C>
 inline void gram_tile(const char* const* a /* [R] */, const char* const* b /* [C] */, int64_t n, double* sums,
                       int64_t stride /* of a row of sums, in cells */) {
+  const auto cell = [&](int r, int c) { return reinterpret_cast<char*>(sums + (r * stride + c) * kLanes); };
   Lanes sum[R][C];
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) sum[r][c] = zeros();
+    for (int c = 0; c < C; ++c) sum[r][c] = load<StoreF64>(cell(r, c));
   const auto accumulate = [&](auto&& read_row) {
     Lanes y[C];
     for (int c = 0; c < C; ++c) y[c] = read_row(b[c]);
@@ -23,15 +25,16 @@ inline void gram_tile(const char* const* a /* [R] */, const char* const* b /* [C
   for (; k + kLanes <= n; k += kLanes) accumulate([k](const char* row) { return load<Store>(row + k * Store::bytes); });
   if (k < n) accumulate([k, n](const char* row) { return load_tail<Store>(row + k * Store::bytes, n - k); });
   for (int r = 0; r < R; ++r)
-    for (int c = 0; c < C; ++c) add_to_cell(sums + (r * stride + c) * kLanes, sum[r][c]);
+    for (int c = 0; c < C; ++c) store<StoreF64>(cell(r, c), sum[r][c]);
 }
 
 // The upper triangle of R rows with themselves.
 template <class Store, int R>
 inline void gram_triangle(const char* const* a /* [R] */, int64_t n, double* sums, int64_t stride) {
+  const auto cell = [&](int r, int c) { return reinterpret_cast<char*>(sums + (r * stride + c) * kLanes); };
   Lanes sum[R][R];
   for (int r = 0; r < R; ++r)
-    for (int c = r; c < R; ++c) sum[r][c] = zeros();
+    for (int c = r; c < R; ++c) sum[r][c] = load<StoreF64>(cell(r, c));
   const auto accumulate = [&](auto&& read_row) {
     Lanes x[R];
     for (int r = 0; r < R; ++r) x[r] = read_row(a[r]);
@@ -42,7 +45,7 @@ inline void gram_triangle(const char* const* a /* [R] */, int64_t n, double* sum
   for (; k + kLanes <= n; k += kLanes) accumulate([k](const char* row) { return load<Store>(row + k * Store::bytes); });
   if (k < n) accumulate([k, n](const char* row) { return load_tail<Store>(row + k * Store::bytes, n - k); });
   for (int r = 0; r < R; ++r)
-    for (int c = r; c < R; ++c) add_to_cell(sums + (r * stride + c) * kLanes, sum[r][c]);
+    for (int c = r; c < R; ++c) store<StoreF64>(cell(r, c), sum[r][c]);
 }
 
 // The upper triangle of all rows, tile by tile.
