@@ -1,4 +1,4 @@
-"""Known answers computed with other people's code (their sources stand in the file): every one of a method that exists here is met."""
+"""Known answers computed with other people's code (the file names it): every one of a method that exists here is met."""
 
 from __future__ import annotations
 

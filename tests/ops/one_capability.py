@@ -1,4 +1,4 @@
-"""Run as a script under GRADSURGERY_CPU_CAPABILITY: prints, as JSON, digests of K and what float16 and bfloat16 conversion got wrong."""
+"""A script for one GRADSURGERY_CPU_CAPABILITY: prints digests of K, and counts of wrong 16-bit conversions, as JSON."""
 
 from __future__ import annotations
 

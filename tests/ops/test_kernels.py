@@ -122,9 +122,8 @@ def test_the_fused_operator_is_its_three_parts(stacked: bool, accumulate: bool, 
     assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
 
     plain = [torch.ones_like(o) for o in out]
-    plain_K, plain_w = reference.pcgrad_(
-        plain, given.grads, 5, stacked, None, torch.tensor([3, 4], device=device), True, 0.2, accumulate
-    )
+    key = torch.tensor([3, 4], device=device)
+    plain_K, plain_w = reference.pcgrad_(plain, given.grads, 5, stacked, None, key, True, 0.2, accumulate)
     assert_gram_close(K, plain_K, torch.float32)
     torch.testing.assert_close(w, plain_w, rtol=1e-5 if device.type == "cuda" else 1e-11, atol=0)
     torch.testing.assert_close(out, plain)

@@ -1,0 +1,391 @@
+"""gram, weights, combine and aggregate: results in every form, out=, and every documented error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from oracles import scalarization
+from oracles.pcgrad import pcgrad
+from tolerances import DTYPES, assert_combined_close, assert_gram_close
+from torch import Tensor, nn
+
+import gradsurgery as gs
+from gradsurgery.methods import build
+
+METHODS = sorted(gs.methods())
+ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "pcgrad": pcgrad,
+    "sum": scalarization.total,
+    "mean": scalarization.mean,
+}
+
+
+def options(method: str) -> dict[str, Any]:
+    """What makes a method's answer the oracle's."""
+    return {"order": "ascending"} if "order" in gs.methods()[method].options else {}
+
+
+def aggregate(grads: Any, method: str, **more: Any) -> Any:
+    return gs.aggregate(grads, method, **(options(method) | more))
+
+
+def eye(n: int, dtype: torch.dtype = torch.float64, device: Any = "cpu") -> Tensor:
+    return torch.eye(n, dtype=dtype, device=device)
+
+
+# --- results ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_an_oracle() -> None:
+    assert set(ORACLES) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_aggregate_is_the_algorithm_on_full_vectors(method: str, dtype: torch.dtype, device: torch.device) -> None:
+    for T, N in ((1, 5), (2, 1000), (5, 20_000)):
+        G = (torch.randn(T, N) - 0.3 * torch.randn(T, 1)).to(device, dtype)
+        expected = ORACLES[method](G)
+        w = gs.weights(gs.gram(G), method, **options(method))
+        magnitude = 10 * w.abs() @ G.double().abs()  # ten times: the weights carry the rounding of K
+        for result in (aggregate(G, method), gs.combine(G, w)):
+            assert result.dtype == dtype
+            assert_combined_close(result, expected, magnitude)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_form_gives_one_answer(method: str, device: torch.device) -> None:
+    G = torch.randn(4, 6, 5, device=device)
+    pieces = [[row[:2], row[2:3], row[3:]] for row in G]
+    expected_K, expected = gs.gram(G), aggregate(G, method)
+    w = gs.weights(expected_K, method, **options(method))
+    for form in (
+        G.flatten(1),
+        list(G),
+        tuple(G),
+        pieces,
+        [tuple(p) for p in pieces],
+        nn.Parameter(G),
+        [nn.Parameter(g) for g in G],
+    ):
+        torch.testing.assert_close(gs.gram(form), expected_K, rtol=1e-6, atol=1e-6)
+        for result in (gs.combine(form, w), aggregate(form, method)):
+            joined = torch.cat(result) if isinstance(result, list) else result
+            torch.testing.assert_close(joined.reshape(6, 5), expected)
+    assert aggregate(list(G), method).shape == (6, 5)
+    assert [g.shape for g in aggregate(pieces, method)] == [(2, 5), (1, 5), (3, 5)]
+
+
+def test_absent_tasks_and_gaps(device: torch.device) -> None:
+    a, b = torch.randn(3, device=device), torch.randn(2, 2, device=device)
+    grads = [[a, None, None], None, [2 * a, b, None]]
+    K = gs.gram(grads)
+    aa, bb = float(a.double() @ a.double()), float(b.double().square().sum())
+    assert_gram_close(
+        K, torch.tensor([[aa, 0, 2 * aa], [0, 0, 0], [2 * aa, 0, 4 * aa + bb]], dtype=torch.float64).to(device), a.dtype
+    )
+    first, second, nobody = gs.combine(grads, torch.tensor([1.0, 5.0, 0.5], device=device))  # type: ignore[misc]
+    torch.testing.assert_close(first, 2 * a)
+    torch.testing.assert_close(second, b / 2)
+    assert nobody is None
+    for method, scale in (("sum", 1.0), ("mean", 0.5), ("pcgrad", 1.0)):
+        first, second, nobody = aggregate(grads, method)
+        torch.testing.assert_close((first, second), (3 * scale * a, scale * b))
+        assert nobody is None
+        out = [torch.full_like(t, torch.nan) for t in (a, b, a)]
+        assert aggregate(grads, method, out=out) is out
+        torch.testing.assert_close(out, [3 * scale * a, scale * b, torch.zeros_like(a)])
+    torch.testing.assert_close(aggregate([None, a, None], "mean"), a)
+    assert torch.equal(gs.gram([None, a])[0], torch.zeros(2, dtype=torch.float64, device=device))
+
+
+def test_results_are_made_like_the_gradients(device: torch.device) -> None:
+    image = torch.randn(2, 3, 4, 5, device=device).contiguous(memory_format=torch.channels_last)
+    for result in (aggregate([image, -image / 2], "pcgrad"), gs.combine([image, image], torch.ones(2, device=device))):
+        assert result.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
+    mixed = aggregate([image.bfloat16(), image], "sum")
+    assert mixed.dtype == torch.bfloat16, "of the first task that has a gradient"
+    K = gs.gram(image)
+    assert (K.dtype, K.device, K.shape) == (torch.float64, image.device, (2, 2))
+    assert gs.weights(K).dtype == torch.float64
+
+
+def test_no_coordinate_at_all() -> None:
+    empty = torch.empty(3, 0)
+    assert torch.equal(gs.gram(empty), torch.zeros(3, 3, dtype=torch.float64))
+    for method in METHODS:
+        assert aggregate(empty, method).shape == (0,)
+        assert aggregate([[e, torch.ones(2)] for e in empty], method)[1].tolist() == (
+            [1.0, 1.0] if method == "mean" else [3.0, 3.0]
+        )
+
+
+def test_weights_are_converted(device: torch.device) -> None:
+    G = torch.randn(3, 50, device=device)
+    for dtype in DTYPES:
+        w = torch.tensor([0.5, -2.0, 1.0], dtype=dtype, device=device)
+        assert torch.equal(gs.combine(G, w), gs.combine(G, w.double()))
+    strided = torch.tensor([[0.5, 9.0], [-2.0, 9.0], [1.0, 9.0]], device=device)[:, 0]
+    assert torch.equal(gs.combine(G, strided), gs.combine(G, strided.contiguous()))
+    K = gs.gram(G)
+    transposed = torch.stack([K, K], dim=2)[:, :, 0]
+    assert not transposed.is_contiguous()
+    assert torch.equal(gs.weights(transposed, order="ascending"), gs.weights(K, order="ascending"))
+
+
+# --- autograd ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_gram_and_combine_are_differentiable_and_out_is_not() -> None:
+    G = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(3, dtype=torch.float32, requires_grad=True)
+    gs.gram(list(G)).diagonal().sum().backward()
+    assert G.grad is not None
+    torch.testing.assert_close(G.grad, 2 * G.detach())
+    G.grad = None
+    combined = gs.combine(G, w)
+    assert isinstance(combined, Tensor)
+    combined.sum().backward()
+    torch.testing.assert_close(G.grad, w.detach().double()[:, None].expand(3, 4))
+    assert w.grad is not None
+    torch.testing.assert_close(w.grad, G.detach().sum(1).float())
+    out = torch.empty(4, dtype=torch.float64)
+    assert not gs.combine(G, w, out=out).requires_grad  # type: ignore[union-attr]
+    torch.testing.assert_close(out, combined.detach())
+    for method in METHODS:
+        for form in (G, list(G), [[g] for g in G]):
+            result = aggregate(form, method)
+            assert not (result[0] if isinstance(result, list) else result).requires_grad
+
+
+def test_into_the_grad_of_a_parameter() -> None:
+    parameter = nn.Parameter(torch.zeros(30))
+    parameter.grad = torch.zeros(30)
+    G = torch.randn(2, 30)
+    assert aggregate(G, "pcgrad", out=parameter.grad) is parameter.grad
+    assert torch.equal(parameter.grad, aggregate(G, "pcgrad"))
+    aggregate(G, "pcgrad", out=parameter)  # a leaf that requires grad is written like under no_grad
+    assert torch.equal(parameter.detach(), parameter.grad)
+    assert parameter.is_leaf
+    assert parameter.requires_grad
+
+
+# --- out --------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("numel", [40, 70_000])
+def test_out_may_be_a_gradient(method: str, numel: int, device: torch.device) -> None:
+    G = torch.randn(3, numel, device=device)
+    expected = aggregate(G, method)
+    for row in (0, 2):
+        stacked = G.clone()
+        assert aggregate(stacked, method, out=stacked[row]).data_ptr() == stacked[row].data_ptr()
+        assert torch.equal(stacked[row], expected)
+        rows = [g.clone() for g in G]
+        assert aggregate(rows, method, out=rows[row]) is rows[row]
+        assert torch.equal(rows[row], expected)
+        lists = [[g[:7].clone(), g[7:].clone()] for g in G]
+        assert aggregate(lists, method, out=lists[row]) is lists[row]
+        torch.testing.assert_close(torch.cat(lists[row]), expected)
+        w = gs.weights(gs.gram(G), method, **options(method))
+        rows = [g.clone() for g in G]
+        gs.combine(rows, w, out=rows[row])
+        assert torch.equal(rows[row], expected)
+
+
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
+def test_out_may_have_another_type_and_layout(out_dtype: torch.dtype, device: torch.device) -> None:
+    G = torch.randn(3, 20, 30, device=device)
+    wide = torch.zeros(20, 30, dtype=torch.float64, device=device)
+    aggregate(G, "pcgrad", out=wide)
+    out = torch.zeros(30, 40, dtype=out_dtype, device=device).T[::2]
+    assert aggregate(G, "pcgrad", out=out) is out
+    assert torch.equal(out, wide.to(out_dtype)) or device.type == "cuda"
+    torch.testing.assert_close(out.double(), wide, rtol=torch.finfo(out_dtype).eps, atol=1e-3)
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------------------
+
+G = torch.ones(2, 3)
+BAD_GRADS: list[tuple[Any, type[Exception], str]] = [
+    ([], ValueError, r"grads: expected at least one task, found none \(T=0\)"),
+    (torch.empty(0, 3), ValueError, r"grads: .*T=0"),
+    (torch.ones(3), ValueError, r"grads: expected a \[T, N\] tensor"),
+    (G.int(), TypeError, r"grads: expected dtype .* found torch.int32"),
+    (list(G.to(torch.complex64)), TypeError, r"grads\[0\]: expected dtype .* found torch.complex64"),
+    (torch.eye(3).to_sparse(), ValueError, r"grads: expected a dense tensor"),
+    ([G[0], G[0].to("meta")], ValueError, r"grads\[1\]: expected device cpu .* found meta"),
+    ([G[0], G], ValueError, r"grads\[1\]: expected shape \[3\] .* found \[2, 3\]"),
+    ([G[0], [G[1]]], TypeError, r"grads: some tasks are given as tensors and some as lists"),
+    ([None, None], ValueError, r"found only None"),
+    ("ab", TypeError, r"grads\[0\]\[0\]: expected a tensor or None, found str"),
+]
+
+
+@pytest.mark.parametrize(("grads", "error", "message"), BAD_GRADS)
+def test_bad_gradients(grads: Any, error: type[Exception], message: str) -> None:
+    calls: list[Callable[[], Any]] = [lambda: gs.gram(grads), lambda: gs.combine(grads, torch.ones(2))]
+    calls += [lambda method=method: gs.aggregate(grads, method) for method in METHODS]
+    calls.append(lambda: gs.aggregate(grads, out=torch.zeros(3)))
+    for call in calls:
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "message"),
+    [
+        (torch.ones(3), ValueError, r"weights: expected a tensor of shape \[2\], found \[3\]"),
+        (torch.ones(2, 1), ValueError, r"weights: expected a tensor of shape \[2\], found \[2, 1\]"),
+        (torch.ones(()), ValueError, r"weights: expected a tensor of shape \[2\], found \[\]"),
+        ([1.0, 1.0], ValueError, r"weights: expected a tensor of shape \[2\], found list"),
+        (torch.ones(2, dtype=torch.int64), TypeError, r"weights: expected a floating dtype, found torch.int64"),
+        (torch.ones(2, dtype=torch.complex64), TypeError, r"weights: expected a floating dtype, found torch.complex64"),
+        (torch.ones(2, device="meta"), ValueError, r"weights: expected device cpu like the gradients, found meta"),
+    ],
+)
+def test_bad_weights(weights: Any, error: type[Exception], message: str) -> None:
+    for form in (G, list(G), [[g] for g in G]):
+        with pytest.raises(error, match=message):
+            gs.combine(form, weights)
+
+
+BAD_OUT: list[tuple[Any, type[Exception], str]] = [
+    (torch.zeros(4), ValueError, r"out: expected shape \[3\], found \[4\]"),
+    (torch.zeros(1, 3), ValueError, r"out: expected shape \[3\], found \[1, 3\]"),
+    (torch.zeros(3, dtype=torch.int32), TypeError, r"out: expected dtype float64, .*found torch.int32"),
+    (torch.zeros(3, dtype=torch.complex64), TypeError, r"out: expected dtype .*found torch.complex64"),
+    (torch.zeros(3, device="meta"), ValueError, r"out: expected device cpu like the gradients, found meta"),
+    (
+        torch.zeros(1).expand(3),
+        ValueError,
+        r"out: expected elements with memory of their own, found an expanded tensor of strides \(0,\)",
+    ),
+    (torch.zeros(3).to_sparse(), ValueError, r"out: expected a dense tensor, found layout torch.sparse_coo"),
+    ([torch.zeros(3)], TypeError, r"out: expected a tensor, found list"),
+    (3.0, TypeError, r"out: expected a tensor, found float"),
+]
+
+
+@pytest.mark.parametrize(("out", "error", "message"), BAD_OUT)
+def test_bad_out(out: Any, error: type[Exception], message: str) -> None:
+    for call in (
+        lambda: gs.combine(G, torch.ones(2), out=out),
+        lambda: gs.combine(list(G), torch.ones(2), out=out),
+        lambda: gs.aggregate(G, out=out),
+        lambda: gs.aggregate(list(G), "sum", out=out),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        ([torch.zeros(3)], ValueError, r"out: expected 2 tensors like one task's gradient, found 1"),
+        (torch.zeros(2, 3), TypeError, r"out: expected a list of tensors like one task's gradient, found Tensor"),
+        (None, None, ""),
+        (7, TypeError, r"out: expected a list of tensors like one task's gradient, found int"),
+        ([torch.zeros(3), torch.zeros(4)], ValueError, r"out\[1\]: expected shape \[3\], found \[4\]"),
+        ([torch.zeros(3), None], TypeError, r"out\[1\]: expected a tensor, found NoneType"),
+        ([torch.zeros(3), torch.zeros(3).int()], TypeError, r"out\[1\]: expected dtype .* found torch.int32"),
+    ],
+)
+def test_bad_lists_of_out(out: Any, error: type[Exception] | None, message: str) -> None:
+    grads = [[G[0], G[1]], [None, G[0]]]
+    for call in (lambda: gs.combine(grads, torch.ones(2), out=out), lambda: gs.aggregate(grads, "mean", out=out)):
+        if error is None:
+            assert len(call()) == 2
+        else:
+            with pytest.raises(error, match=message):
+                call()
+
+
+@pytest.mark.parametrize(
+    ("gram", "error", "message"),
+    [
+        ([[1.0]], TypeError, r"gram: expected a \[T, T\] float64 tensor, found list"),
+        (eye(2, torch.float32), TypeError, r"gram: expected float64 .*found torch.float32"),
+        (eye(2, torch.int64), TypeError, r"gram: expected float64 .*found torch.int64"),
+        (torch.ones(2, 3, dtype=torch.float64), ValueError, r"gram: expected shape \[T, T\] with T >= 1, found \[2, 3\]"),
+        (torch.ones(4, dtype=torch.float64), ValueError, r"gram: expected shape \[T, T\] .*found \[4\]"),
+        (torch.ones(0, 0, dtype=torch.float64), ValueError, r"gram: expected shape \[T, T\] with T >= 1, found \[0, 0\]"),
+    ],
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_bad_gram(method: str, gram: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        gs.weights(gram, method)
+
+
+CYCLE = torch.tensor([[0, 1, 2], [1, 2, 0], [2, 0, 1]])
+BAD_METHODS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    ("pcgradd", {}, ValueError, r"method: expected one of .*mean.*pcgrad.*sum.*, found 'pcgradd'"),
+    (None, {}, ValueError, r"method: expected one of .*, found None"),
+    ("pcgrad", {"orders": 1}, TypeError, r"method 'pcgrad' has no option 'orders'; it takes order, include_self, reduction, seed"),
+    ("sum", {"seed": 1}, TypeError, r"method 'sum' has no option 'seed'; it takes no options"),
+    ("pcgrad", {"order": "descending"}, ValueError, r"order: expected 'random', 'ascending' or .*, found 'descending'"),
+    (
+        "pcgrad",
+        {"order": [[0, 1, 2]] * 3},
+        ValueError,
+        r"order: expected 'random', 'ascending' or an int64 tensor \[T, T\], found \[\[",
+    ),
+    (
+        "pcgrad",
+        {"order": CYCLE.double()},
+        ValueError,
+        r"order: expected an int64 tensor \[T, T\], found torch.float64 of shape \[3, 3\]",
+    ),
+    ("pcgrad", {"order": CYCLE[0]}, ValueError, r"order: expected an int64 tensor \[T, T\], found torch.int64 of shape \[3\]"),
+    ("pcgrad", {"order": CYCLE[:2]}, ValueError, r"order: .* found torch.int64 of shape \[2, 3\]"),
+    ("pcgrad", {"order": CYCLE + 1}, ValueError, r"order: expected every row to be a permutation of 0..2, found \[\[1, 2, 3\]"),
+    ("pcgrad", {"order": torch.zeros_like(CYCLE)}, ValueError, r"order: expected every row to be a permutation of 0..2"),
+    ("pcgrad", {"order": CYCLE - 5}, ValueError, r"order: expected every row to be a permutation of 0..2"),
+    (
+        "pcgrad",
+        {"order": eye(2).long()},
+        ValueError,
+        r"order: expected every row to be a permutation|order: expected shape \[3, 3\]",
+    ),
+    (
+        "pcgrad",
+        {"order": torch.tensor([[0, 1], [1, 0]])},
+        ValueError,
+        r"order: expected shape \[3, 3\] for 3 tasks, found \[2, 2\]",
+    ),
+    ("pcgrad", {"reduction": "max"}, ValueError, r"reduction: expected 'sum' or 'mean', found 'max'"),
+    ("pcgrad", {"reduction": None}, ValueError, r"reduction: expected 'sum' or 'mean', found None"),
+    ("pcgrad", {"seed": "x"}, TypeError, r"seed: expected an integer or None, found str"),
+    ("pcgrad", {"seed": 0.5}, TypeError, r"seed: expected an integer or None, found float"),
+    ("pcgrad", {"seed": 2**63}, ValueError, r"seed: expected an integer of 64 bits, found 9223372036854775808"),
+    (build("sum"), {"seed": 1}, TypeError, r"options \['seed'\] cannot change the given Sum; build it with them"),
+]
+
+
+@pytest.mark.parametrize(("method", "given", "error", "message"), BAD_METHODS)
+def test_bad_methods_and_options(method: Any, given: dict[str, Any], error: type[Exception], message: str) -> None:
+    K, rows = eye(3), torch.ones(3, 4)
+    for call in (
+        lambda: gs.weights(K, method, **given),
+        lambda: gs.aggregate(rows, method, **given),
+        lambda: gs.aggregate(list(rows), method, **given),
+        lambda: gs.aggregate(rows, method, out=torch.zeros(4), **given),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+
+
+def test_an_error_leaves_everything_as_it_was() -> None:
+    rows = [torch.ones(3), torch.ones(3), torch.ones(4)]
+    out = torch.full((3,), 7.0)
+    with pytest.raises(ValueError, match=r"grads\[2\]"):
+        gs.aggregate(rows, out=out)
+    with pytest.raises(ValueError, match="order"):
+        gs.aggregate(rows[:2], out=out, order=CYCLE)
+    assert out.tolist() == [7.0, 7.0, 7.0]
+    assert out._version == 0
