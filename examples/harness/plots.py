@@ -20,9 +20,10 @@ def plot_losses(log: Series, units: Mapping[str, str], path: Path, *, title: str
     panels = figure.subplots(1, len(units), squeeze=False)[0]
     for axes, (task, unit), color in zip(panels, units.items(), _colors(len(units)), strict=True):
         steps, values = _arrays(log[f"loss/{task}"])
-        _curve(axes, steps, values, color, "each step")
+        _curve(axes, steps, values, color, "running mean")
         axes.set(title=task, xlabel="step", ylabel=f"training loss [{unit}]")
         axes.set_ylim(bottom=0 if len(values) and values.min() >= 0 else None)
+        axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="upper right")
     figure.savefig(path, dpi=120)
 
@@ -50,6 +51,7 @@ def plot_conflict(log: Series, tasks: Sequence[str], path: Path, *, title: str) 
         _curve(norm, steps, np.where(values > 0, values, np.nan), color, task)
     norm.set(yscale="log", xlabel="step", ylabel="gradient norm", title="Length of each task's gradient at the representation")
     for axes in (cosine, rate, norm):
+        axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.savefig(path, dpi=120)
 
@@ -79,5 +81,4 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], color: str, label: str) -> None:
     axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, _smooth(values), color=color, linewidth=1.8, label="running mean" if label == "each step" else label)
-    axes.grid(alpha=0.25)
+    axes.plot(steps, _smooth(values), color=color, linewidth=1.8, label=label)
