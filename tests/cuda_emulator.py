@@ -205,6 +205,12 @@ class Emulator:
         self.library.gs_gram_launch(tasks, chunks, result)
         return result[0], result[1], result[2]
 
+    def heads(self, rows: Sequence[int], dtype: torch.dtype, out: int, out_dtype: torch.dtype) -> tuple[int, int]:
+        """Coordinates before the aligned ones, for rows (and an output) at these addresses; -1 where nothing aligns all."""
+        data, result = np.array(rows, dtype=np.uint64), (ctypes.c_int * 2)()
+        self.library.gs_heads(len(data), _pointer(data), SCALARS[dtype], ctypes.c_void_p(out), SCALARS[out_dtype], result)
+        return result[0], result[1]
+
     def chunks(self, numel: Sequence[int], tasks: int) -> npt.NDArray[np.int64]:
         """(piece, start, length) of every chunk, as the kernels find them."""
         sizes = np.array(numel, dtype=np.int64)

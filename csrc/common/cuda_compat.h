@@ -16,8 +16,9 @@
 // Barriers carry a name by which the tests remove them, one at a time, to see that its absence is noticed.
 #define GS_BLOCK_BARRIER(name) __syncthreads()
 #define GS_WARP_BARRIER(name) __syncwarp()
-// Pointers that come out of a table are not known to point to device memory; loads that know are cheaper.
-#define GS_ASSUME_GLOBAL(pointer) __builtin_assume(__isGlobal(pointer))
+// Before an access that must be aligned to its size. Pointers that come out of a table are not known to point to device memory;
+// accesses that know are cheaper.
+#define GS_GLOBAL_ACCESS(pointer, bytes) __builtin_assume(__isGlobal(pointer))
 #endif
 
 namespace gradsurgery {

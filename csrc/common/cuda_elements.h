@@ -30,7 +30,7 @@ using Raw = Pack<std::conditional_t<Bytes == 2, uint16_t, uint32_t>, Bytes == 2 
 
 template <int Bytes>
 __device__ __forceinline__ Raw<Bytes> load_raw(const char* from) {
-  GS_ASSUME_GLOBAL(from);
+  GS_GLOBAL_ACCESS(from, Bytes);
   return *reinterpret_cast<const Raw<Bytes>*>(from);
 }
 
@@ -48,7 +48,7 @@ __device__ __forceinline__ Pack<Element, Width> load_global(const char* from) {
 
 template <class Element, int Width>
 __device__ __forceinline__ void store_global(char* to, const Pack<Element, Width>& pack) {
-  GS_ASSUME_GLOBAL(to);
+  GS_GLOBAL_ACCESS(to, int(sizeof pack));
   *reinterpret_cast<Pack<Element, Width>*>(to) = pack;
 }
 

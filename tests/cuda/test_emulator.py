@@ -63,6 +63,11 @@ def test_writes_past_shared_memory(emulator: Emulator) -> None:
         emulator.call("gs_overrun", (ctypes.c_int * 8)())
 
 
+def test_a_misaligned_access(emulator: Emulator) -> None:
+    with pytest.raises(EmulationError, match="misaligned"):
+        emulator.call("gs_misaligned")
+
+
 def test_shared_memory_starts_as_nan(emulator: Emulator) -> None:
     out = np.zeros(32)
     emulator.call("gs_uninitialized", out.ctypes.data_as(ctypes.c_void_p))

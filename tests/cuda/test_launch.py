@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from cuda_emulator import Emulator
+from tolerances import DTYPES
 
 TASKS = (1, 2, 7, 8, 9, 16, 17, 24, 25, 32, 33, 48, 100, 1000)
 TILE, STAGED, SHARED = 8, 32, 48 * 1024
@@ -59,6 +61,23 @@ def test_chunk_length(emulator: Emulator, tasks: int) -> None:
     assert lengths[0] == 2048
     assert lengths[-1] == (32768 if tasks <= 8 else 8192)
     assert all(length & (length - 1) == 0 for length in lengths)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("out_dtype", DTYPES, ids=str)
+def test_heads(emulator: Emulator, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
+    """The first coordinate from which 16 bytes of every row are aligned, and the output's share of them is, too."""
+    size, out_size = dtype.itemsize, out_dtype.itemsize
+    width, base = 16 // size, 1 << 20
+    for offset in range(width):
+        rows = [base + offset * size, base + 4096 + offset * size, 0]
+        for out_offset in range(16):
+            head = -offset % width
+            out = base + 8192 + out_offset * out_size
+            fits = (out + head * out_size) % min(16, width * out_size) == 0
+            assert emulator.heads(rows, dtype, out, out_dtype) == (head, head if fits else -1)
+    assert emulator.heads([base, base + size], dtype, base, out_dtype) == (-1, -1)
+    assert emulator.heads([0, 0], dtype, base + out_size, out_dtype) == (-1, 16 // out_size - 1)
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,15 @@ GS_EXPORT int gs_pcgrad_warps(int tasks, int fused) { return pcgrad_warps(tasks,
 GS_EXPORT int64_t gs_pcgrad_memory(int tasks, int fused) { return pcgrad_memory(tasks, fused != 0); }
 GS_EXPORT int gs_parameter_bytes() { return int(sizeof(Table)); }
 
+// The heads of a piece whose rows and output lie at these addresses: of the rows alone, and with the output.
+GS_EXPORT void gs_heads(int tasks, const char* const* data, int scalar, char* out, int out_scalar, int* heads) {
+  const int64_t numel = 1000;
+  const uint8_t scalars = uint8_t(scalar), out_scalars = uint8_t(out_scalar);
+  const Problem problem(tasks, 1, &numel, data, &scalars, &out, &out_scalars);
+  heads[0] = piece_entries(problem.table->parameter())->head;
+  heads[1] = piece_entries(problem.table->parameter())->out_head;
+}
+
 // piece, start and length of each chunk; returns their number.
 GS_EXPORT int gs_chunks(int tasks, int pieces, const int64_t* numel, int64_t* chunks /* [at most, 3] */, int at_most) {
   const std::vector<const char*> none(size_t(tasks) * pieces, nullptr);
@@ -187,6 +196,8 @@ __global__ void row_without(int tasks, const double* gram, int i, const int32_t*
   pcgrad_row(gram, tasks, i, order, false, dots, c, OmittingLanes{omit, &calls});
 }
 
+__global__ void misaligned(const char* from, float* out) { out[0] = load_global<float, 4>(from + 4).at[0]; }
+
 __global__ void uninitialized(double* out) {
   GS_SHARED(double, cell, 1);
   out[threadIdx.x] = cell[0];
@@ -208,6 +219,10 @@ GS_EXPORT int gs_half_a_warp(int* out) {
 }
 GS_EXPORT int gs_mixed_barriers(int* out) {
   return guarded([&] { GS_LAUNCH(mixed_barriers, 1, 32, 0, nullptr, out); });
+}
+GS_EXPORT int gs_misaligned() {
+  alignas(16) float memory[8] = {};
+  return guarded([&] { GS_LAUNCH(misaligned, 1, 32, 0, nullptr, reinterpret_cast<const char*>(memory), memory); });
 }
 GS_EXPORT int gs_uninitialized(double* out) {
   return guarded([&] { GS_LAUNCH(uninitialized, 1, 32, 0, nullptr, out); });

@@ -7,6 +7,7 @@
 //             run far ahead of others, as they may on a GPU; the lanes of a warp are not in lockstep either. Seed 0 is plain
 //             round robin. A missing barrier shows as a wrong result under some seed.
 //   memory    Shared memory holds NaNs when a block starts, and each array ends in guard bytes that are checked when it ends.
+//   alignment Accesses to device memory that announce their size (GS_GLOBAL_ACCESS), as a GPU would refuse them.
 //   deadlock  Threads that wait at a barrier which can never complete: another thread of the block (or warp) has returned, or
 //   waits
 //             at a different kind of barrier.
@@ -51,7 +52,7 @@
 #define GS_DYNAMIC_SHARED(name) char* const name = simt::Block::current->dynamic_shared()
 #define GS_BLOCK_BARRIER(name) simt::block_barrier(#name)
 #define GS_WARP_BARRIER(name) simt::warp_barrier(#name)
-#define GS_ASSUME_GLOBAL(pointer) ((void)(pointer))
+#define GS_GLOBAL_ACCESS(pointer, bytes) simt::check_alignment(pointer, bytes)
 
 struct dim3 {
   unsigned x, y, z;
@@ -316,6 +317,10 @@ inline void block_barrier(const char* name) {
 
 inline void warp_barrier(const char* name) {
   if (!removed(name)) Block::current->suspend(Wait::warp);
+}
+
+inline void check_alignment(const void* pointer, size_t bytes) {
+  if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) throw std::runtime_error("simt: misaligned access");
 }
 
 template <class T>
