@@ -97,16 +97,11 @@ def aggregate(
     """
     chosen = build(method, **options)
     if isinstance(grads, Tensor):
-        check_matrix(grads)
         if out is None:
-            out = torch.empty_like(grads[0])
-        else:
-            check_out(out, "out", grads.shape[1:], grads.device)
-        if not grads.is_cpu:  # on the CPU the import has warned
-            ops.warn_if_reference(grads.device)
-        # Detached by hand: a no_grad block costs a fifth of a small call.
-        chosen.matrix_surgery_(out.detach() if out.requires_grad else out, grads.detach() if grads.requires_grad else grads)
-        return out  # type: ignore[no-any-return]
+            check_matrix(grads)
+            out = torch.empty_like(grads[0], requires_grad=False)
+        if chosen.small_matrix_(out, grads):
+            return out  # type: ignore[no-any-return]
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
     with torch.no_grad():

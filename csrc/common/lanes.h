@@ -42,6 +42,22 @@ inline void add_scaled(Lanes& sum, double w, const Lanes& a) {
   for (int p = 0; p < kParts; ++p) sum.part[p] += w * a.part[p];
 }
 
+// One conversion of one register each. GCC 12 splits its own __builtin_convertvector of wide vectors into halves.
+#if defined(GS_F16C) && GS_NATIVE_BYTES == 64
+// (With a full mask, for the plain forms warn of an uninitialised value inside GCC's own header.)
+inline NativeDouble to_double(NativeFloat x) { return (NativeDouble)_mm512_maskz_cvtps_pd(0xFF, (__m256)x); }
+inline NativeFloat to_float(NativeDouble x) { return (NativeFloat)_mm512_maskz_cvtpd_ps(0xFF, (__m512d)x); }
+inline NativeWord to_word(NativeShort x) { return (NativeWord)_mm256_cvtepu16_epi32((__m128i)x); }
+#elif defined(GS_F16C)
+inline NativeDouble to_double(NativeFloat x) { return (NativeDouble)_mm256_cvtps_pd((__m128)x); }
+inline NativeFloat to_float(NativeDouble x) { return (NativeFloat)_mm256_cvtpd_ps((__m256d)x); }
+inline NativeWord to_word(NativeShort x) { return (NativeWord)_mm_cvtepu16_epi32(_mm_loadl_epi64((const __m128i*)&x)); }
+#else
+inline NativeDouble to_double(NativeFloat x) { return __builtin_convertvector(x, NativeDouble); }
+inline NativeFloat to_float(NativeDouble x) { return __builtin_convertvector(x, NativeFloat); }
+inline NativeWord to_word(NativeShort x) { return __builtin_convertvector(x, NativeWord); }
+#endif
+
 // float16 <-> float32 without F16C. The multiplication restores the exponent's bias and normalises subnormals at once.
 inline float half_to_float(uint16_t half) {
   uint32_t bits = uint32_t(half & 0x7FFFu) << 13;
@@ -82,18 +98,18 @@ struct StoreF64 {
 
 struct StoreF32 {
   static constexpr int bytes = 4;
-  static NativeDouble load(const char* from) { return __builtin_convertvector(read<NativeFloat>(from), NativeDouble); }
-  static void store(char* to, NativeDouble x) { write(to, __builtin_convertvector(x, NativeFloat)); }
+  static NativeDouble load(const char* from) { return to_double(read<NativeFloat>(from)); }
+  static void store(char* to, NativeDouble x) { write(to, to_float(x)); }
 };
 
 struct StoreBF16 {
   static constexpr int bytes = 2;
   static NativeDouble load(const char* from) {
-    const NativeWord bits = __builtin_convertvector(read<NativeShort>(from), NativeWord) << 16;
-    return __builtin_convertvector(read<NativeFloat>(&bits), NativeDouble);
+    const NativeWord bits = to_word(read<NativeShort>(from)) << 16;
+    return to_double(read<NativeFloat>(&bits));
   }
   static void store(char* to, NativeDouble x) {
-    const NativeFloat rounded = __builtin_convertvector(x, NativeFloat);
+    const NativeFloat rounded = to_float(x);
     const NativeWord bits = read<NativeWord>(&rounded);
     const NativeWord nearest = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
     const NativeWord nan = (bits >> 16) | 0x40u;
@@ -107,10 +123,10 @@ struct StoreF16 {
   static NativeDouble load(const char* from) {
 #if defined(GS_F16C) && GS_NATIVE_BYTES == 64
     const __m256 x = _mm256_cvtph_ps(read<__m128i>(from));
-    return __builtin_convertvector(read<NativeFloat>(&x), NativeDouble);
+    return to_double(read<NativeFloat>(&x));
 #elif defined(GS_F16C)
     const __m128 x = _mm_cvtph_ps(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
-    return __builtin_convertvector(read<NativeFloat>(&x), NativeDouble);
+    return to_double(read<NativeFloat>(&x));
 #else
     uint16_t half[kNative];
     __builtin_memcpy(half, from, sizeof half);
@@ -120,7 +136,7 @@ struct StoreF16 {
 #endif
   }
   static void store(char* to, NativeDouble x) {
-    const NativeFloat rounded = __builtin_convertvector(x, NativeFloat);
+    const NativeFloat rounded = to_float(x);
 #if defined(GS_F16C) && GS_NATIVE_BYTES == 64
     write(to, _mm256_cvtps_ph(read<__m256>(&rounded), _MM_FROUND_TO_NEAREST_INT));
 #elif defined(GS_F16C)

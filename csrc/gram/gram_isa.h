@@ -116,8 +116,8 @@ inline void gram_chunk(Scalar scalar, const char* const* rows, int count, int64_
     const int64_t width = n - at < kStrip ? n - at : kStrip;
     for (int r = 0; r < count; ++r) {
       const char* from = rows[r] + at * bytes;
-      if (count > 8)  // more streams than the hardware follows by itself
-        for (int64_t line = 0; line < kStrip * bytes; line += 64) __builtin_prefetch(from + kStrip * bytes + line);
+      // More streams than the hardware follows by itself. Past the end of a row this touches nothing.
+      for (int64_t line = 0; line < kStrip * bytes; line += 64) __builtin_prefetch(from + 2 * kStrip * bytes + line);
       widen(scalar, from, width, packed + r * kStrip);
     }
     gram_rows<StoreF64>(strips, count, width, sums);

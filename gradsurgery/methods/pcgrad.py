@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,11 +83,14 @@ class PCGrad(Method):
         scale = 1.0 if self.reduction == "sum" else self._scale(T, grads.present if present is None else present)
         return ops.pcgrad_(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
 
-    def matrix_surgery_(self, out: Tensor, grads: Tensor) -> None:
-        T = grads.shape[0]
-        order, key = self._arrange(T, grads.device, None)
-        if not ops.pcgrad_if_small_(out, grads, order, key, self.include_self, self._scale(T, None)):
-            ops.pcgrad_([out], [grads], T, True, order, key, self.include_self, self._scale(T, None), False)
+    def small_matrix_(self, out: Any, grads: Tensor) -> bool:
+        problem = ops.small_matrix(out, grads)
+        if problem is None:
+            return False
+        T = problem[2]
+        order, key = self._arrange(T, _CPU, None)
+        ops.pcgrad_small_(problem, out, order, key, self.include_self, self._scale(T, None))
+        return True
 
     def _scale(self, tasks: int, present: Sequence[bool] | None) -> float:
         if self.reduction == "sum":
@@ -106,12 +109,15 @@ class PCGrad(Method):
             return None, key
         if self.seed is not None:
             key = torch.tensor([self.seed, 0])
-        elif torch.compiler.is_compiling():  # the compiler knows no random_
+        elif _is_compiling():  # the compiler knows no random_
             key = torch.randint(2**63 - 1, (2,))
         else:
             key = _drawn.random_()
         return None, key if device.type == "cpu" else key.to(device)
 
+
+_CPU = torch.device("cpu")
+_is_compiling = torch.compiler.is_compiling
 
 # Reused: drawing into a new tensor would double the cost of a small call.
 _drawn = torch.empty(2, dtype=torch.int64)

@@ -60,9 +60,12 @@ class Method:
         ops.combine_(out, grads.entries, w, grads.stacked, accumulate)
         return gram, w
 
-    def matrix_surgery_(self, out: Tensor, grads: Tensor) -> None:
-        """``surgery_`` on a matrix [T, ...] when nobody asks for K and w; methods with a shorter way override this."""
-        self.surgery_([out], TaskGradients([grads], grads.shape[0], stacked=True, single=True))
+    def small_matrix_(self, out: Any, grads: Tensor) -> bool:
+        """``surgery_`` of a small matrix [T, N] into ``out`` [N] by a shorter way, if the method has one and it applies.
+
+        The arguments are unchecked. False: nothing was done.
+        """
+        return False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import autograd, fake, lazy, native, reference, schema  # noqa: F401  (schemas first, kernels last)
 from .native import build_info, warn_if_reference
-from .small import pcgrad_if_small_
+from .small import pcgrad_small_, small_matrix
 
 __all__ = [
     "build_info",
@@ -17,8 +17,9 @@ __all__ = [
     "combine_",
     "gram",
     "pcgrad_",
-    "pcgrad_if_small_",
+    "pcgrad_small_",
     "pcgrad_weights",
+    "small_matrix",
     "warn_if_reference",
 ]
 

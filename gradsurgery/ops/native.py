@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -29,7 +30,7 @@ _host, _host_missing = _load("_host")
 _cpu, _cpu_missing = _load("_C")
 _cuda, _cuda_missing = _load("_cuda") if torch.version.cuda else (None, "torch is a build without CUDA")
 
-pcgrad_small = _cpu.pcgrad_small if _cpu else None
+pcgrad_small: Callable[..., None] | None = _cpu.pcgrad_small if _cpu else None
 
 _warned: set[str] = set()
 

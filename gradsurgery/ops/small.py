@@ -12,44 +12,46 @@ from .native import pcgrad_small
 
 _LARGEST = 1 << 14  # elements of G; above, threads and the dispatcher's bookkeeping are worth their price
 _SCALARS = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/common/rows.h
+_is_compiling = torch.compiler.is_compiling
 _written = torch.autograd.graph.increment_version
 
+SmallMatrix = tuple[int, int, int, int, int]
+"""Where a small problem lies: addresses of ``out`` [N] and G [T, N], T, N, and the scalar type."""
 
-def pcgrad_if_small_(
-    out: Tensor, grads: Tensor, order: Tensor | None, key: Tensor | None, include_self: bool, scale: float
-) -> bool:
-    """``pcgrad_`` on ``grads`` [T, N] into ``out`` [N] without returning K and w; False, and nothing done, where it does not apply.
 
-    ``out`` has been checked to be a tensor of one row's shape on the same device. Subclasses of Tensor take the
-    operator.
+def small_matrix(out: object, grads: Tensor) -> SmallMatrix | None:
+    """The problem of ``pcgrad_small_`` that these unchecked arguments pose, or None where it does not apply.
+
+    None says nothing about the arguments: the operator's way checks them anew and words the errors.
     """
-    if (
-        pcgrad_small is None
-        or torch.compiler.is_compiling()
-        or type(grads) is not Tensor
-        or type(out) is not Tensor
-        or not grads.is_cpu
-        or grads.numel() > _LARGEST
-        or out.dtype is not grads.dtype
-        or not grads.is_contiguous()
-        or not out.is_contiguous()
-        or grads.is_neg()  # see lazy.py
-        or out.is_neg()
+    if pcgrad_small is None or type(grads) is not Tensor or type(out) is not Tensor or _is_compiling():
+        return None
+    numel, N = grads.numel(), out.numel()
+    scalar = _SCALARS.get(grads.dtype)
+    if not (
+        0 < numel <= _LARGEST
+        and grads.is_cpu
+        and out.is_cpu
+        and scalar is not None
+        and out.dtype is grads.dtype
+        and grads.dim() == 2
+        and out.dim() == 1
     ):
-        return False
-    address = grads.data_ptr()
-    if not address:  # no elements, or zeros without storage
-        return False
-    pcgrad_small(
-        out.data_ptr(),
-        address,
-        grads.shape[0],
-        out.numel(),
-        _SCALARS[grads.dtype],
-        0 if order is None else order.data_ptr(),
-        0 if key is None else key.data_ptr(),
-        include_self,
-        scale,
-    )
+        return None
+    try:
+        dense = grads.is_contiguous() and out.is_contiguous() and not grads.is_neg() and not out.is_neg()  # see lazy.py
+        to, source = out.data_ptr(), grads.data_ptr()
+    except RuntimeError:  # a layout without strides or without memory of its own
+        return None
+    T = grads.size(0)
+    return (to, source, T, N, scalar) if dense and to and source and numel == T * N else None
+
+
+def pcgrad_small_(
+    problem: SmallMatrix, out: Tensor, order: Tensor | None, key: Tensor | None, include_self: bool, scale: float
+) -> None:
+    """``pcgrad_`` on a problem that ``small_matrix`` found, without returning K and w."""
+    assert pcgrad_small is not None
+    order_address = 0 if order is None else order.data_ptr()
+    pcgrad_small(*problem, order_address, 0 if key is None else key.data_ptr(), include_self, scale)
     _written(out)
-    return True
