@@ -124,6 +124,9 @@ def balance_sentences(log: Series, tasks: Sequence[str], *, balancer: str, metho
         moved = {task: drift(log, f"{column}/{task}") for task in tasks if log[f"{column}/{task}"]}
         if not moved:
             continue
+        if all(one.third == one.last for one in moved.values()):
+            sentences.append(f"{label} stayed at {', '.join(f'{task} {one.last:.3f}' for task, one in moved.items())}.")
+            continue
         listed = ", ".join(f"{task} {one.third:.3f} → {one.last:.3f}" for task, one in moved.items())
         wandering = [task for task, one in moved.items() if not one.settled]
         verdict = f"{' and '.join(wandering)} still drifted by more than {SETTLED:.0%}" if wandering else "they had settled"
