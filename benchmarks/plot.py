@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from providers import PROVIDERS
 from results import FOLDER, Results, latest
 
-COLORS = dict(zip(PROVIDERS, ("#1b6ca8", "#d1495b", "#edae49", "#7a7a7a"), strict=True))
+COLORS = dict(zip(PROVIDERS, ("#1b6ca8", "#d1495b", "#edae49", "#7a7a7a", "#b0b0b0"), strict=True))
 
 
 def draw(results: Results) -> Path:

@@ -45,4 +45,4 @@ def orders(tasks: int) -> list[list[int]]:
     return [draw(i, tasks) for i in range(tasks)]
 
 
-EXPLICIT = Provider("explicit", "explicit PyTorch", prepare, orders)
+EXPLICIT = Provider("explicit", "explicit, in place", prepare, orders)
