@@ -96,9 +96,9 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CPU, m) {
 
 namespace {
 
-// pcgrad on one dense [T, N] matrix given by addresses: at N = 1,000 the dispatcher costs five times the arithmetic. The caller has
-// checked everything (gradsurgery/ops/small.py); Python's lock is held, for a few microseconds.
-// (out, grads, tasks, numel, scalar, order or 0, key or 0, include_self, scale)
+// pcgrad on one dense [T, N] matrix given by addresses: at N = 1,000 the dispatcher costs five times the arithmetic. The caller
+// has checked everything (gradsurgery/ops/small.py); Python's lock is held, for a few microseconds. (out, grads, tasks, numel,
+// scalar, order or 0, key or 0, include_self, scale)
 PyObject* pcgrad_small(PyObject*, PyObject* const* args, Py_ssize_t count) {
   using namespace gradsurgery;
   if (count != 9) {
@@ -116,15 +116,16 @@ PyObject* pcgrad_small(PyObject*, PyObject* const* args, Py_ssize_t count) {
   rows.numel = value[3];
   rows.pieces.push_back(Piece{rows.numel, 0});
   const Scalar scalar = Scalar(value[4]);
+  rows.rows.reserve(size_t(tasks));
   for (int t = 0; t < tasks; ++t) rows.rows.push_back(Row{address(value[1]) + t * rows.numel * size_of(scalar), -1, scalar});
   rows.out.push_back(Row{address(value[0]), -1, scalar});
   PcgradOptions options;
   options.kind = value[5] ? OrderKind::given : value[6] ? OrderKind::random : OrderKind::ascending;
   options.include_self = value[7] != 0;
   options.scale = scale;
-  std::vector<double> scratch(size_t(tasks) * (tasks + 1));
-  pcgrad_cpu(rows, options, reinterpret_cast<const int64_t*>(address(value[5])), reinterpret_cast<int64_t*>(address(value[6])), false,
-             ops::torch_threads(), scratch.data(), scratch.data() + int64_t(tasks) * tasks);
+  Scratch<double, 80> scratch(size_t(tasks) * (tasks + 1));
+  pcgrad_cpu(rows, options, reinterpret_cast<const int64_t*>(address(value[5])), reinterpret_cast<int64_t*>(address(value[6])),
+             false, ops::torch_threads(), scratch.data(), scratch.data() + int64_t(tasks) * tasks);
   Py_RETURN_NONE;
 }
 

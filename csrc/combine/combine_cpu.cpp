@@ -1,4 +1,5 @@
 #include "../common/cpu.h"
+#include "../common/scratch.h"
 #include "../gram/gram.h"
 #include "combine.h"
 
@@ -12,7 +13,7 @@ void combine_cpu(const Rows& rows, const double* w, bool accumulate, const Paral
   const auto finish = GS_PICK(narrow);
   const auto sum_blocks = [&](int64_t first, int64_t last) {
     ChunkReader reader(rows, widen_cpu());
-    std::vector<double> present_w(rows.tasks);
+    Scratch<double, 16> present_w(rows.tasks);
     alignas(64) double sum[kChunk];
     char strided[kChunk * sizeof(double)];
     // Backwards: the end of what the Gram pass read last is still in the cache.

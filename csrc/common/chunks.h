@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "rows.h"
+#include "scratch.h"
 
 namespace gradsurgery {
 
@@ -112,14 +113,14 @@ class ChunkReader {
 
   int count() const { return count_; }  // rows present
   Scalar scalar() const { return scalar_; }
-  const char* const* pointers() const { return pointers_.data(); }  // [count]
-  const int* tasks() const { return tasks_.data(); }                // [count], ascending
+  const char* const* pointers() { return pointers_.data(); }  // [count]
+  const int* tasks() { return tasks_.data(); }                // [count], ascending
 
  private:
   const Rows& rows_;
   Widen widen_;
-  std::vector<const char*> pointers_;
-  std::vector<int> tasks_;
+  Scratch<const char*, 16> pointers_;
+  Scratch<int, 16> tasks_;
   std::vector<double> scratch_;
   int count_ = 0;
   Scalar scalar_ = Scalar::f32;

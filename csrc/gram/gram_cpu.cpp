@@ -1,6 +1,6 @@
-#include <memory>
 
 #include "../common/cpu.h"
+#include "../common/scratch.h"
 #include "gram.h"
 
 #define GS_TARGET_FILE "../gram/gram_isa.h"
@@ -23,30 +23,34 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
   const int tasks = rows.tasks;
   const int64_t square = int64_t(tasks) * tasks, blocks = block_count(rows);
   const auto chunk = GS_PICK(gram_chunk);
-  std::vector<double> partial(size_t(blocks * square));  // [blocks, T, T], upper triangles
+  Scratch<double, 64> partial(size_t(blocks * square));  // [blocks, T, T], upper triangles
   const auto sum_blocks = [&](int64_t first, int64_t last) {
     ChunkReader reader(rows, widen_cpu());
     // The lanes of all products [T, T, kLanes]: of the last chunks, and of the block so far. Short sums of short sums lose less
     // to rounding than one long sum.
-    std::vector<double> cells(size_t(square * kLanes)), sums(cells.size()), present;
-    const auto packed = std::make_unique_for_overwrite<double[]>(size_t(tasks * kStrip));
-    std::vector<const char*> strips(tasks);
+    const size_t lanes = size_t(square * kLanes);
+    Scratch<double, 512> cells(lanes), sums(lanes);
+    std::vector<double> present;
+    Scratch<double, 4 * kStrip> packed(size_t(tasks * kStrip));
+    Scratch<const char*, 16> strips(tasks);
+    std::fill(cells.data(), cells.data() + lanes, 0.0);
     for (int64_t block = first; block < last; ++block) {
-      std::fill(sums.begin(), sums.end(), 0.0);
+      std::fill(sums.data(), sums.data() + lanes, 0.0);
       int chunks = 0;
       const auto flush = [&] {
-        for (size_t k = 0; k < cells.size(); ++k) sums[k] += cells[k];
-        std::fill(cells.begin(), cells.end(), 0.0);
+        double *from = cells.data(), *to = sums.data();
+        for (size_t k = 0; k < lanes; ++k) to[k] += from[k];
+        std::fill(from, from + lanes, 0.0);
         chunks = 0;
       };
       for_each_chunk(rows, block, [&](int64_t piece, int64_t start, int64_t n) {
         reader.read(piece, start, n);
         const int count = reader.count();
         if (count == tasks) {
-          chunk(reader.scalar(), reader.pointers(), count, n, cells.data(), packed.get(), strips.data());
+          chunk(reader.scalar(), reader.pointers(), count, n, cells.data(), packed.data(), strips.data());
         } else if (count > 0) {
           present.assign(size_t(count) * count * kLanes, 0.0);
-          chunk(reader.scalar(), reader.pointers(), count, n, present.data(), packed.get(), strips.data());
+          chunk(reader.scalar(), reader.pointers(), count, n, present.data(), packed.data(), strips.data());
           for (int i = 0; i < count; ++i)
             for (int j = i; j < count; ++j) {
               double* to = cells.data() + (int64_t(reader.tasks()[i]) * tasks + reader.tasks()[j]) * kLanes;

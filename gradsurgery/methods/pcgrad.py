@@ -89,7 +89,8 @@ class PCGrad(Method):
             return False
         T = problem[2]
         order, key = self._arrange(T, _CPU, None)
-        ops.pcgrad_small_(problem, out, order, key, self.include_self, self._scale(T, None))
+        scale = 1.0 if self.reduction == "sum" else 1.0 / T
+        ops.pcgrad_small_(problem, out, order, key, self.include_self, scale)
         return True
 
     def _scale(self, tasks: int, present: Sequence[bool] | None) -> float:
