@@ -252,7 +252,8 @@ def main() -> None:
     """Entry point of ``python setup.py …`` and of setuptools' backend."""
     from setuptools import setup
 
-    modules, commands = _extensions()
+    # An sdist is source: what it holds does not depend on what could be built here.
+    modules, commands = ([], {}) if "sdist" in sys.argv else _extensions()
     setup(ext_modules=modules, cmdclass=commands)
 
 

@@ -116,6 +116,8 @@ class GradientAggregator(nn.Module):
     def task(self, name: str) -> Iterator[None]:
         """Names the task of every backward inside, so that tasks may be absent, repeated, or come in any order.
 
+        Needed, too, where one task runs several backward passes (re-entrant checkpointing of features in a head).
+
         Raises:
             ValueError: a name that was not declared.
             RuntimeError: there are no detached features.
@@ -125,11 +127,11 @@ class GradientAggregator(nn.Module):
             yield
             return
         detached = self._pending("task")
-        detached.name = name
+        outer, detached.name = detached.name, name
         try:
             yield
         finally:
-            detached.name = None
+            detached.name = outer
 
     def backward(self) -> None:
         """Surgery on the gradients that the heads left at the detached features, then one backward through the trunk.
@@ -142,9 +144,9 @@ class GradientAggregator(nn.Module):
         names, rows = self._captured(detached)
         self._detached = None
         tensors = detached.features.tensors
-        gradients = TaskGradients([g for row in rows for g in row], len(rows))
-        combined = self._surgery(gradients, names)
+        combined = self._surgery(TaskGradients([g for row in rows for g in row], len(rows)), names)
         detached.release()
+        del rows  # the captured gradients, before the trunk's backward needs its memory
         reached = [(t, g) for t, g in zip(tensors, combined, strict=True) if g is not None]
         torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
 
@@ -263,13 +265,19 @@ class GradientAggregator(nn.Module):
                     f"tasks: expected {len(self._tasks)} ({', '.join(self._tasks)}), found {tasks}. Name the tasks present instead."
                 )
             names = _names(tasks)
-            if not self._declared and len(self._tasks) >= tasks:
-                names = self._tasks[:tasks]
+            if self._tasks[: len(names)] != names[: len(self._tasks)]:
+                names = self._by_number(tasks)
         else:
             names = _names(tasks)
         for name in names:
             self._index(name)
         return names
+
+    def _by_number(self, tasks: int) -> list[str]:
+        """All names, where a number is given and the tasks have names."""
+        if tasks != len(self._tasks):
+            raise ValueError(f"tasks: expected names, as {', '.join(self._tasks)} are known by name; found the number {tasks}.")
+        return list(self._tasks)
 
     def _index(self, name: str) -> int:
         """Position of a task; undeclared tasks are numbered as they appear."""

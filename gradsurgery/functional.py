@@ -46,7 +46,7 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: Any = None
 
 
 def combine(grads: Gradients, weights: Tensor, *, out: Any = None) -> Gradient:
-    """sum_t w_t g_t, summed in float64 on the CPU and in float32 or better on CUDA, rounded once.
+    """sum_t w_t g_t, summed in float64 on the CPU and in float32 or better on CUDA, then rounded (by way of float32 to 16 bits).
 
     Args:
         grads: as for ``gram``.
@@ -82,6 +82,8 @@ def aggregate(
     grads: Gradients, method: str | Method = "pcgrad", *, out: Any = None, losses: Any = None, **options: Any
 ) -> Gradient:
     """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads and no copy.
+
+    Means are over the tasks present, which K alone does not tell: ``weights`` takes a task without gradient for one of zero length.
 
     Args:
         grads: as for ``gram``.
@@ -147,6 +149,7 @@ def _targets(given: TaskGradients, out: Any) -> list[Tensor]:
         like = given.entries[0] if given.stacked else next((g for g in given.entries[p::P] if g is not None), None)
         shape = None if like is None else like.shape[1:] if given.stacked else like.shape
         check_out(target, "out" if given.single else f"out[{p}]", shape, given.device)
+    _check_overlaps(targets, given)
     return targets
 
 
@@ -162,5 +165,39 @@ def check_out(out: Any, name: str, shape: torch.Size | None, device: torch.devic
         raise ValueError(f"{name}: expected a dense tensor, found layout {out.layout}.")
     if out.device != device:
         raise ValueError(f"{name}: expected device {device} like the gradients, found {out.device}.")
-    if not out.is_contiguous() and any(n > 1 and s == 0 for n, s in zip(out.shape, out.stride(), strict=True)):
-        raise ValueError(f"{name}: expected elements with memory of their own, found an expanded tensor of strides {out.stride()}.")
+    reach = 0  # of the dimensions with smaller strides, in elements
+    for stride, size in sorted((s, n) for n, s in zip(out.shape, out.stride(), strict=True) if n > 1):
+        if stride <= reach:
+            raise ValueError(
+                f"{name}: expected elements with memory of their own, found strides {out.stride()}, by which they share it."
+            )
+        reach += stride * (size - 1)
+
+
+def _check_overlaps(targets: list[Tensor], given: TaskGradients) -> None:
+    """Raises where an output shares memory with a gradient or another output, unless it is exactly a gradient at its position.
+
+    As in torch, tensors with gaps are trusted: whether they meet is hard to tell.
+    """
+    P = given.pieces
+    rows = given.entries[0].unbind() if given.stacked and given.entries[0] is not None else given.entries
+    spans = []
+    for k, tensor in enumerate([*targets, *rows]):
+        if tensor is not None and tensor.numel() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
+            start, piece = tensor.data_ptr(), k if k < P else (k - P) % P
+            spans.append((start, start + tensor.numel() * tensor.element_size(), k < P, piece, tensor))
+    spans.sort(key=lambda span: span[:2])
+    reaching: list[tuple[int, int, bool, int, Tensor]] = []  # those that may reach into the next
+    for span in spans:
+        reaching = [other for other in reaching if other[1] > span[0]]
+        for other in reaching:
+            one, two = span[4], other[4]
+            outputs = span[2] + other[2]
+            exact = span[0] == other[0] and span[3] == other[3] and one.shape == two.shape and one.stride() == two.stride()
+            if outputs == 2 or (outputs == 1 and not exact):
+                piece = (span if span[2] else other)[3]
+                raise ValueError(
+                    f"{'out' if given.single else f'out[{piece}]'}: expected memory of its own, or exactly one of the gradients at "
+                    f"its position; found memory shared with {'another output' if outputs == 2 else 'a gradient, in part'}."
+                )
+        reaching.append(span)

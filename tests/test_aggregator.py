@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -272,6 +273,39 @@ def test_mixed_leaves_of_a_pytree() -> None:
     assert unused.grad is None
 
 
+@pytest.mark.parametrize("form", ["split", "detach"])
+def test_one_tensor_in_two_places_counts_once(form: str) -> None:
+    """Task 0 reads it in one place and task 1 in the other: they conflict all the same."""
+    x = torch.zeros(2, requires_grad=True)
+    z = x * 1
+    surgery = gs.GradientAggregator("pcgrad", order="ascending")
+    g0, g1 = torch.tensor([2.0, 0.0]), torch.tensor([-1.0, 1.0])
+    if form == "split":
+        first, second = surgery.split({"a": z, "b": z}, 2)
+        ((first["a"] * g0).sum() + (second["b"] * g1).sum()).backward()
+    else:
+        d = surgery.detach({"a": z, "b": z})
+        (d["a"] * g0).sum().backward()
+        (d["b"] * g1).sum().backward()
+        surgery.backward()
+    assert surgery.statistics().conflicts == 1
+    torch.testing.assert_close(x.grad, pcgrad(torch.stack([g0, g1])).float())
+
+
+def test_captured_gradients_are_gone_before_the_trunk_runs_backward() -> None:
+    x = torch.randn(3, requires_grad=True)
+    surgery = gs.GradientAggregator("pcgrad")
+    d = surgery.detach(x * 2)
+    for factor in (1.0, -2.0):
+        (d * factor).sum().backward()
+    captured = [weakref.ref(row[0]) for row in surgery._pending("test").unnamed.values() if row[0] is not None]
+    alive: list[int] = []
+    x.register_hook(lambda g: alive.append(sum(ref() is not None for ref in captured)))
+    surgery.backward()
+    assert len(captured) == 2
+    assert alive == [0]
+
+
 def test_channels_last_and_expanded_gradients() -> None:
     """Gradients come back in whatever strides the heads give them: channels_last, expanded (from .sum()), transposed."""
     x = torch.randn(2, 6, 4, 4, requires_grad=True)
@@ -516,6 +550,32 @@ def test_fewer_backwards_than_declared_tasks() -> None:
         surgery.backward()
 
 
+def test_task_contexts_nest() -> None:
+    surgery, d = detached(tasks=("a", "b"))
+    with surgery.task("a"):
+        with surgery.task("b"):
+            d.sum().backward()
+        (d * 2).sum().backward()
+    surgery.backward()
+    assert surgery.statistics().norms.tolist() == pytest.approx([2 * 6**0.5, 6**0.5])
+
+
+def test_a_number_where_tasks_have_names() -> None:
+    surgery = gs.GradientAggregator("pcgrad")
+    x = torch.randn(2, 3, requires_grad=True)
+    surgery.split(x * 1, ["seg"])
+    with pytest.raises(ValueError, match="tasks: expected names, as seg are known by name; found the number 2"):
+        surgery.split(x * 1, 2)
+
+
+def test_loading_a_state_forgets_the_history() -> None:
+    surgery = gs.GradientAggregator("sum")
+    a, b = surgery.split(torch.randn(2, requires_grad=True) * 1, 2)
+    (a.sum() + b.sum()).backward()
+    surgery.load_state_dict(surgery.state_dict())
+    assert not surgery.history
+
+
 def test_named_beside_unnamed() -> None:
     surgery, d = detached(tasks=("a", "b"))
     with surgery.task("a"):
@@ -546,6 +606,7 @@ def test_double_backward_is_refused() -> None:
     [
         (lambda s, x: s.split(x.detach()), ValueError, "features: split expected features that require grad"),
         (lambda s, x: s.detach(x.detach()), ValueError, "features: detach expected features that require grad"),
+        (lambda s, x: s.split(x + 0j), TypeError, "features: split expected dense float64, .* found torch.complex64"),
         (lambda s, x: s.split("features"), TypeError, "features: split expected a tensor or a pytree"),
         (lambda s, x: s.split(x, 4), ValueError, r"tasks: expected 3 \(seg, depth, normal\), found 4"),
         (lambda s, x: s.split(x, ("seg", "edges")), ValueError, "tasks: expected one of seg, depth, normal, found 'edges'"),

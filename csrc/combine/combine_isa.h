@@ -44,7 +44,7 @@ inline void combine_chunk(Scalar scalar, const char* const* rows, const double* 
   });
 }
 
-// to[k] = sum[k] (+ to[k]), rounded once to the output's type.
+// to[k] = sum[k] (+ to[k]), rounded to the output's type (16 bits by way of float32).
 inline void narrow(const double* sum, int64_t n, bool accumulate, Scalar scalar, char* to) {
   with_store(scalar, [&](auto store) {
     using Store = decltype(store);

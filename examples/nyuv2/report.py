@@ -66,7 +66,7 @@ def _beats(problem: NYUv2Problem, last: dict[str, float], name: str) -> bool:
 def _note(problem: NYUv2Problem, arguments: argparse.Namespace, log: Any, last: dict[str, float], best: dict[str, float]) -> str:
     tasks = problem.tasks
     train, val = len(problem.train_data), len(problem.val_data)
-    steps, epochs = max(log["loss/" + tasks[0]], default=0), int(max(log["epoch"].values())) + 1
+    steps, epochs = max(log["epoch"]), int(max(log["epoch"].values())) + 1  # validation logs a row at the last step
     device = next(problem.model.parameters()).device.type
     kernels = "compiled kernels" if gs.build_info().get(device) else "plain PyTorch operations"
     lines = [

@@ -28,7 +28,9 @@ def gradnorm_gradient(norms: Tensor, weights: Tensor, rates: Tensor, alpha: floa
         alpha: strength of the restoring force.
     """
     target = norms.mean() * rates**alpha
-    return torch.sign(norms - target) * norms / weights
+    difference = norms - target
+    # sign(NaN) is 0: a broken step would look like a balanced one.
+    return torch.where(difference.isnan(), difference, torch.sign(difference) * norms / weights)
 
 
 class GradNorm(Balancer):
@@ -36,7 +38,8 @@ class GradNorm(Balancer):
 
     r_t = (L_t / L_t(0)) / mean(L / L(0)) is the task's relative inverse training rate. The gradient goes to w alone, in closed form
     (no double backward), and w is renormalised to sum to T at every call, as in Chen et al., GradNorm, ICML 2018
-    (arXiv:1711.02257). Beyond the paper, w is kept at or above 0.001.
+    (arXiv:1711.02257). Beyond the paper, w is clamped to 0.001 from below
+    before it is renormalised.
 
     ``balancer.parameters()`` belongs in an optimizer; the paper uses Adam with a learning rate of its own (0.025). The gradients'
     norms come from one of two places:
@@ -88,6 +91,8 @@ class GradNorm(Balancer):
                 values = [initial_losses[name] for name in self.tasks]
             elif isinstance(initial_losses, Mapping) or len(values) != T:
                 raise ValueError(f"initial_losses: expected a value for each of {', '.join(self.tasks)}, found {initial_losses!r}.")
+            if not all(value > 0 for value in values):
+                raise ValueError(f"initial_losses: expected positive losses, found {initial_losses!r}.")
             self._initial.copy_(torch.tensor(values))
             self._seen.fill_(initial_steps)
         # In a tuple, since neither the layer's parameters nor the aggregator's state are this module's.
@@ -122,7 +127,7 @@ class GradNorm(Balancer):
         ratios = {}
         for t, loss in losses.items():
             value = loss.detach().to(self._initial)
-            fresh = self._seen[t] < self.initial_steps
+            fresh = (self._seen[t] < self.initial_steps) & value.isfinite()  # the first step may overflow and be skipped
             mean = self._initial[t] + (value - self._initial[t]) / (self._seen[t] + 1)
             self._initial[t] = torch.where(fresh, mean, self._initial[t])
             self._seen[t] += fresh

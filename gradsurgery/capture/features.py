@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +10,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .gradients import DTYPES
+
 
 @dataclass(frozen=True)
 class Features:
-    """The leaves of a pytree, and which of them carry gradients."""
+    """The leaves of a pytree, and the tensors among them that carry gradients.
+
+    A tensor that stands in several places counts once, or a conflict between tasks that use different places would go unseen.
+    """
 
     leaves: list[Any]
     structure: pytree.TreeSpec
-    differentiable: list[int]
+    tensors: list[Tensor]  # [P]
+    places: dict[int, int]  # position among the leaves -> in ``tensors``
 
     @classmethod
     def of(cls, features: Any, caller: str) -> Features:
@@ -31,25 +38,38 @@ class Features:
             raise TypeError(
                 f"features: {caller} expected a tensor or a pytree of tensors, found {type(features).__name__} without one."
             )
-        differentiable = [k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.requires_grad]
-        if not differentiable:
+        tensors: list[Tensor] = []
+        index: dict[int, int] = {}
+        places: dict[int, int] = {}
+        for k, leaf in enumerate(leaves):
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                if id(leaf) not in index:
+                    _check(leaf, tensors[0] if tensors else leaf, caller)
+                    index[id(leaf)] = len(tensors)
+                    tensors.append(leaf)
+                places[k] = index[id(leaf)]
+        if not tensors:
             raise ValueError(
                 f"features: {caller} expected features that require grad, found none: the trunk is frozen, was run under "
                 "no_grad, or its output was detached. Train the trunk, or call .eval() on the aggregator to pass features through."
             )
-        return cls(leaves, structure, differentiable)
+        return cls(leaves, structure, tensors, places)
 
-    @property
-    def tensors(self) -> list[Tensor]:
-        """The differentiable leaves. [P]"""
-        return [self.leaves[k] for k in self.differentiable]
-
-    def rebuild(self, tensors: tuple[Tensor, ...] | list[Tensor]) -> Any:
-        """The pytree with its differentiable leaves replaced."""
+    def rebuild(self, tensors: Sequence[Tensor]) -> Any:
+        """The pytree with ``tensors`` [P] in the places of its own."""
         leaves = list(self.leaves)
-        for k, tensor in zip(self.differentiable, tensors, strict=True):
-            leaves[k] = tensor
+        for k, p in self.places.items():
+            leaves[k] = tensors[p]
         return pytree.tree_unflatten(leaves, self.structure)
+
+
+def _check(leaf: Tensor, first: Tensor, caller: str) -> None:
+    if leaf.dtype not in DTYPES or leaf.layout is not torch.strided:
+        raise TypeError(
+            f"features: {caller} expected dense float64, float32, bfloat16 or float16 tensors, found {leaf.dtype}, {leaf.layout}."
+        )
+    if leaf.device != first.device:
+        raise ValueError(f"features: {caller} expected all tensors on one device, found {first.device} and {leaf.device}.")
 
 
 def passes_through(training: bool) -> bool:

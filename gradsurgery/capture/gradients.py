@@ -9,6 +9,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from gradsurgery.ops.reference import empty_like_any
+
 GradientLike: TypeAlias = Tensor | Sequence[Tensor | None] | None
 """One task's gradient: a tensor, a list with one entry a parameter (None where it has none), or None for an absent task."""
 
@@ -55,7 +57,7 @@ class TaskGradients:
         P = self.pieces
         if self.stacked:
             return [torch.empty_like(g[0]) for g in self.entries if g is not None]
-        return [torch.empty_like(next(g for g in self.entries[p::P] if g is not None)) for p in range(P)]
+        return [empty_like_any(self.entries[p::P]) for p in range(P)]
 
     @classmethod
     def of(cls, grads: Tensor | Sequence[GradientLike]) -> TaskGradients:

@@ -49,5 +49,5 @@ def _plain_sum(gradients: TaskGradients) -> list[Tensor | None]:
 def split(features: Features, tasks: int, surgery: Surgery) -> tuple[Any, ...]:
     """One view of the features a task; ``surgery`` runs when their gradients have come back."""
     views = _Boundary.apply(tasks, surgery, *features.tensors)
-    P = len(features.differentiable)
+    P = len(features.tensors)
     return tuple(features.rebuild(views[t * P : (t + 1) * P]) for t in range(tasks))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,7 +64,7 @@ class PCGrad(Method):
     def initial_state(self) -> dict[str, Tensor]:
         """The counter (seed, step) behind the random orders."""
         random = isinstance(self.order, str) and self.order == "random"
-        return {"key": torch.tensor([self.seed or 0, 0])} if random else {}
+        return {"key": torch.tensor([self.seed or 0, 0], device="cpu")} if random else {}
 
     def weights(self, gram: Tensor, state: State = NO_STATE, present: Sequence[bool] | None = None) -> Tensor:
         check_gram(gram)
@@ -109,19 +110,26 @@ class PCGrad(Method):
         if key is not None:
             return None, key
         if self.seed is not None:
-            key = torch.tensor([self.seed, 0])
+            key = torch.tensor([self.seed, 0], device="cpu")
         elif _is_compiling():  # the compiler knows no random_
-            key = torch.randint(2**63 - 1, (2,))
+            key = torch.randint(2**63 - 1, (2,), device="cpu")
         else:
-            key = _drawn.random_()
+            key = _drawn.key.random_()
         return None, key if device.type == "cpu" else key.to(device)
 
 
 _CPU = torch.device("cpu")
 _is_compiling = torch.compiler.is_compiling
 
-# Reused: drawing into a new tensor would double the cost of a small call.
-_drawn = torch.empty(2, dtype=torch.int64)
+
+class _Drawn(threading.local):
+    """The key of a call without state, one a thread. Reused: drawing into a new tensor would double the cost of a small call."""
+
+    def __init__(self) -> None:
+        self.key = torch.empty(2, dtype=torch.int64, device="cpu")
+
+
+_drawn = _Drawn()
 
 
 def _check_order(order: Tensor) -> None:

@@ -53,7 +53,7 @@ class Statistics:
 
     @cached_property
     def norms(self) -> Tensor:
-        """|g_t|. [T]"""
+        """|g_t| as it arrived, times the loss scale under a GradScaler. [T]"""
         return self.gram.diagonal().sqrt()
 
     @cached_property

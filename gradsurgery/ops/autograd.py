@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .reference import Gradients
 from .schema import LIBRARY
@@ -51,11 +52,14 @@ class _Gram(torch.autograd.Function):
         P = len(grads) // ctx.tasks
         reached = [p for p in range(P) if any(g is not None for g in grads[p::P])]
         entries = [grads[t * P + p] for t in tasks for p in reached]
+        if len({g.dtype for g in entries if g is not None}) > 1:  # each row's derivative is rounded to its own type, below
+            entries = [None if g is None else g.double() for g in entries]
         result: list[Tensor | None] = [None] * len(grads)
         for i in tasks:
             for p, part in zip(reached, _ops.combine(entries, symmetric[i], False), strict=True):
-                if grads[i * P + p] is not None:
-                    result[i * P + p] = part
+                row = grads[i * P + p]
+                if row is not None:
+                    result[i * P + p] = part.to(row.dtype)
         return None, None, *result
 
 
@@ -89,6 +93,10 @@ class _Combine(torch.autograd.Function):
 
 
 def _differentiable(grads: Gradients, *others: Tensor) -> bool:
+    if forward_ad._current_level >= 0 and any(
+        t is not None and forward_ad.unpack_dual(t).tangent is not None for t in (*grads, *others)
+    ):
+        raise NotImplementedError("gradsurgery: forward-mode differentiation is not supported; use reverse mode.")
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*grads, *others))
 
 

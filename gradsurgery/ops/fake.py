@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import Gradients
+from .reference import Gradients, empty_like_any
 from .schema import LIBRARY
 
 
@@ -36,7 +36,7 @@ def _(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
     if stacked:
         return [torch.empty_like(g[0]) for g in grads if g is not None]
     count = len(grads) // tasks
-    return [torch.empty_like(_any(grads[p::count])) for p in range(count)]
+    return [empty_like_any(grads[p::count]) for p in range(count)]
 
 
 @torch.library.register_fake("gradsurgery::combine_", lib=LIBRARY)

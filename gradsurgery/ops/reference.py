@@ -6,6 +6,7 @@ Nothing here synchronizes with a CUDA device or branches on a value.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -24,6 +25,12 @@ def _pieces(grads: Gradients, tasks: int, stacked: bool) -> list[list[Tensor | N
         return [[g[t] for t in range(tasks)] for g in grads if g is not None]
     count = len(grads) // tasks
     return [[grads[t * count + p] for t in range(tasks)] for p in range(count)]
+
+
+def empty_like_any(rows: Gradients) -> Tensor:
+    """A new tensor for the combination of these rows: laid out like the first that is there, of a type that holds all."""
+    present = [row for row in rows if row is not None]
+    return torch.empty_like(present[0], dtype=reduce(torch.promote_types, (row.dtype for row in present)))
 
 
 def gram(grads: Gradients, tasks: int, stacked: bool = False) -> Tensor:
@@ -122,7 +129,7 @@ def combine_(
     stacked: bool = False,
     accumulate: bool = False,
 ) -> None:
-    """out_p (+)= sum_t w_t g_tp, summed in float64 and rounded once."""
+    """out_p (+)= sum_t w_t g_tp, summed in float64 and rounded to out's type, by way of float32 to 16 bits."""
     for target, rows in zip(out, _pieces(grads, weights.numel(), stacked), strict=True):
         total = target.double() if accumulate else torch.zeros_like(target, dtype=torch.float64)
         for t, row in enumerate(rows):
@@ -132,9 +139,8 @@ def combine_(
 
 
 def combine(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
-    """As combine_, into new tensors laid out like the first gradient of each position."""
-    rows = _pieces(grads, weights.numel(), stacked)
-    out = [torch.empty_like(next(row for row in piece if row is not None)) for piece in rows]
+    """As combine_, into new tensors."""
+    out = [empty_like_any(piece) for piece in _pieces(grads, weights.numel(), stacked)]
     torch.ops.gradsurgery.combine_(out, grads, weights, stacked)
     return out
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from .native import pcgrad_small
 
 _LARGEST = 1 << 14  # elements of G; above, threads and the dispatcher's bookkeeping are worth their price
+_MOST_TASKS = 64  # the T x T work is then small, too
 _SCALARS = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}  # csrc/common/rows.h
 _is_compiling = torch.compiler.is_compiling
 _written = torch.autograd.graph.increment_version
@@ -44,7 +45,13 @@ def small_matrix(out: object, grads: Tensor) -> SmallMatrix | None:
     except RuntimeError:  # a layout without strides or without memory of its own
         return None
     T = grads.size(0)
-    return (to, source, T, N, scalar) if dense and to and source and numel == T * N else None
+    if not dense or not to or not source or numel != T * N or T > _MOST_TASKS:
+        return None
+    row = N * out.element_size()
+    beside = to - source
+    if -row < beside < T * row and (beside < 0 or beside % row):  # over a border between two rows
+        return None
+    return to, source, T, N, scalar
 
 
 def pcgrad_small_(

@@ -133,6 +133,8 @@ def test_weights_are_renormalised_and_stay_positive() -> None:
         optimizer.step()
         assert balancer.weights.sum().item() == pytest.approx(3.0, rel=1e-6)
         assert (balancer.weights > 0).all()
+        balancer(net.losses(net.features()))
+        assert balancer.task_weights.sum().item() == pytest.approx(3.0, rel=1e-6)
 
 
 def test_balances_the_gradient_norms() -> None:
@@ -154,6 +156,20 @@ def test_balances_the_gradient_norms() -> None:
         for v in net.losses(net.features()).values()
     ]
     assert max(plain) / min(plain) > 30
+
+
+def test_a_first_loss_that_overflows_is_no_initial_loss() -> None:
+    net = Net()
+    balancer = gs.GradNorm(tuple("abc"), layer=net.shared)
+    losses = net.losses(net.features())
+    balancer({**losses, "b": losses["b"] * float("inf")}).backward()
+    assert balancer.task_weights.grad is not None
+    assert balancer.task_weights.grad.isnan().any(), "a broken step is not taken for a balanced one"
+    balancer.task_weights.grad = None
+    for seed in (1, 2):
+        balancer(net.losses(net.features(seed), seed)).backward()
+    assert balancer.task_weights.grad.isfinite().all()
+    assert (balancer.task_weights.grad != 0).all()
 
 
 def test_absent_task() -> None:
@@ -262,6 +278,8 @@ def test_errors() -> None:
         gs.GradNorm(2, layer=layer, initial_losses=(1.0,))
     with pytest.raises(ValueError, match="initial_losses: expected a value for each of a, b"):
         gs.GradNorm(("a", "b"), layer=layer, initial_losses={"a": 1.0, "c": 1.0})
+    with pytest.raises(ValueError, match="initial_losses: expected positive losses"):
+        gs.GradNorm(2, layer=layer, initial_losses=(1.0, 0.0))
     with pytest.raises(ValueError, match="layer: expected a module or parameters"):
         gs.GradNorm(2, layer=layer.requires_grad_(False))
     with pytest.raises(ValueError, match="does not reach the shared layer"):
