@@ -126,7 +126,7 @@ PyObject* pcgrad_small(PyObject*, PyObject* const* args, Py_ssize_t count) {
   try {
     Scratch<double, 80> scratch(size_t(tasks) * (tasks + 1));
     pcgrad_cpu(rows, options, reinterpret_cast<const int64_t*>(address(value[5])), reinterpret_cast<int64_t*>(address(value[6])),
-             false, ops::torch_threads(), scratch.data(), scratch.data() + int64_t(tasks) * tasks);
+               false, ops::torch_threads(), scratch.data(), scratch.data() + int64_t(tasks) * tasks);
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
   }

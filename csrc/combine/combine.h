@@ -5,8 +5,8 @@
 
 namespace gradsurgery {
 
-// Sums in float64, then rounds to the output's type. An output may be one of the rows; absent rows add nothing, a piece without any row gives
-// zeros.
+// Sums in float64, then rounds to the output's type. An output may be one of the rows; absent rows add nothing, a piece
+// without any row gives zeros.
 void combine_cpu(const Rows& rows, const double* w /* [T] */, bool accumulate, const ParallelFor& parallel);
 
 }  // namespace gradsurgery
