@@ -181,7 +181,8 @@ class GradientAggregator(nn.Module):
         if self._declared and len(rows) != len(self._tasks):
             raise RuntimeError(
                 f"backward: {len(rows)} backward passes reached the features, and {len(self._tasks)} tasks are declared "
-                f"({', '.join(self._tasks)}). Where tasks may be absent, wrap each in `with surgery.task(name):`."
+                f"({', '.join(self._tasks)}). Call backward() on each task's loss rather than on their sum; where tasks may be "
+                "absent, wrap each in `with surgery.task(name):`."
             )
         return self._present_names(len(rows)), rows
 
@@ -226,6 +227,11 @@ class GradientAggregator(nn.Module):
         return handle
 
     # --- what happened ------------------------------------------------------------------------------------------------------
+
+    @property
+    def declared(self) -> bool:
+        """Whether the tasks were given to the constructor."""
+        return self._declared
 
     @property
     def tasks(self) -> tuple[str, ...]:

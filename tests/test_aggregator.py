@@ -607,6 +607,11 @@ def test_double_backward_is_refused() -> None:
         (lambda s, x: s.split(x.detach()), ValueError, "features: split expected features that require grad"),
         (lambda s, x: s.detach(x.detach()), ValueError, "features: detach expected features that require grad"),
         (lambda s, x: s.split(x + 0j), TypeError, "features: split expected dense float64, .* found torch.complex64"),
+        (
+            lambda s, x: s.split(torch.arange(3)),
+            TypeError,
+            "features: split expected floating-point tensors, found only torch.int64",
+        ),
         (lambda s, x: s.split("features"), TypeError, "features: split expected a tensor or a pytree"),
         (lambda s, x: s.split(x, 4), ValueError, r"tasks: expected 3 \(seg, depth, normal\), found 4"),
         (lambda s, x: s.split(x, ("seg", "edges")), ValueError, "tasks: expected one of seg, depth, normal, found 'edges'"),

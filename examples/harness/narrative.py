@@ -1,5 +1,6 @@
 """What a run's log says, in numbers and in sentences: which task dominates, how gradients conflict, whether weights settled."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -124,13 +125,16 @@ def balance_sentences(log: Series, tasks: Sequence[str], *, balancer: str, metho
         moved = {task: drift(log, f"{column}/{task}") for task in tasks if log[f"{column}/{task}"]}
         if not moved:
             continue
+        if not all(math.isfinite(one.third) and math.isfinite(one.last) for one in moved.values()):
+            sentences.append(f"{label}: too few logged steps to tell whether they settled.")
+            continue
         if all(one.third == one.last for one in moved.values()):
             sentences.append(f"{label} stayed at {', '.join(f'{task} {one.last:.3f}' for task, one in moved.items())}.")
             continue
         listed = ", ".join(f"{task} {one.third:.3f} → {one.last:.3f}" for task, one in moved.items())
         wandering = [task for task, one in moved.items() if not one.settled]
         verdict = f"{' and '.join(wandering)} still drifted by more than {SETTLED:.0%}" if wandering else "they had settled"
-        sentences.append(f"{label}, mean of the third → of the last quarter of the run: {listed}; {verdict}.")
+        sentences.append(f"{label}, mean of the third quarter of the run → of the last: {listed}; {verdict}.")
     if balancer == "none":
         sentences.append("No balancer ran: every task's loss entered with weight 1.")
     return sentences

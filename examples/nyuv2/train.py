@@ -1,6 +1,6 @@
 """Train a multi-task network on NYUv2 or on generated rooms, with gradient surgery where trunk and heads meet.
 
-Generated rooms and PCGrad, about two minutes on two CPU cores; NYUv2 itself; and what to do after Ctrl-C, SIGTERM or a crash:
+Generated rooms and PCGrad, a few minutes on two CPU cores; NYUv2 itself; and what to do after Ctrl-C, SIGTERM or a crash:
 
     python examples/nyuv2/train.py --out runs/first
     python examples/nyuv2/train.py --data PATH --tasks segmentation depth normal --balancer gradnorm --out runs/second
@@ -55,8 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments, folder = open_run(build_parser(), argv)
         seed_everything(arguments.seed, deterministic=arguments.deterministic)
+        console.print(f"Preparing {arguments.data} data and the floors to beat …")
         problem = NYUv2Problem(arguments)
         training = Training(problem, arguments, folder, console)
+        console.print(
+            f"{len(problem.train_data)} training and {len(problem.val_data)} validation samples, {' + '.join(problem.tasks)}, "
+            f"{arguments.method}, {training.steps_per_epoch} steps an epoch on {training.device}; everything goes to {folder.path}."
+        )
         signal = training.run()
         if signal is not None:
             console.print(f"Stopped by signal {signal} after step {training.step}; go on with --out {folder.path} --resume.")
@@ -65,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RunError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:  # training answers Ctrl-C itself, with a checkpoint
+        print("Interrupted outside training; what was written so far is kept.", file=sys.stderr)
+        return 130
     return 0
 
 

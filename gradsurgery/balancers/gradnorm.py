@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
@@ -99,7 +100,19 @@ class GradNorm(Balancer):
         self._layer = None if layer is None else (_parameters(layer),)
         self._rates: dict[int, Tensor] = {}
         if aggregator is not None:
-            aggregator.register_step_hook(self._on_surgery)
+            if aggregator.declared and not set(aggregator.tasks) <= set(self.tasks):
+                raise ValueError(
+                    f"tasks: expected the aggregator's ({', '.join(aggregator.tasks)}) among them, found {list(self.tasks)}."
+                )
+            me = weakref.ref(self)  # a balancer that was replaced must not go on listening
+
+            def listen(step: Statistics, gram: Tensor) -> None:
+                balancer = me()
+                if balancer is not None:
+                    balancer._on_surgery(step, gram)
+
+            handle = aggregator.register_step_hook(listen)
+            weakref.finalize(self, handle.remove)
 
     @property
     def weights(self) -> Tensor:

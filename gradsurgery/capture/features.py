@@ -48,6 +48,9 @@ class Features:
                     index[id(leaf)] = len(tensors)
                     tensors.append(leaf)
                 places[k] = index[id(leaf)]
+        dtypes = {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)}
+        if not any(dtype.is_floating_point or dtype.is_complex for dtype in dtypes):
+            raise TypeError(f"features: {caller} expected floating-point tensors, found only {', '.join(map(str, dtypes))}.")
         if not tensors:
             raise ValueError(
                 f"features: {caller} expected features that require grad, found none: the trunk is frozen, was run under "

@@ -87,7 +87,10 @@ class Statistics:
         return not bool(self.gram.isfinite().all())
 
     def scalars(self) -> dict[str, float]:
-        """A flat dictionary for loggers: ``norm/a``, ``weight/a``, ``cosine/a-b``, ``conflicts``, ``conflict_rate``, ``norm``."""
+        """A flat dictionary for loggers.
+
+        Keys: ``norm/a``, ``weight/a``, ``cosine/a-b``, ``conflicts``, ``conflict_rate``, ``nonfinite``, and ``norm`` of the result.
+        """
         here = [t for t, present in enumerate(self.present) if present]
         result = {f"norm/{self.tasks[t]}": float(self.norms[t]) for t in here}
         result |= {f"weight/{self.tasks[t]}": float(self.weights[t]) for t in here}
@@ -95,5 +98,6 @@ class Statistics:
             result |= {f"cosine/{self.tasks[i]}-{self.tasks[j]}": float(self.cosines[i, j]) for j in here[k + 1 :]}
         result["conflicts"] = float(self.conflicts)
         result["conflict_rate"] = self.conflicts / self.pairs if self.pairs else 0.0
+        result["nonfinite"] = float(self.nonfinite)
         result["norm"] = self.norm
         return result

@@ -6,6 +6,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -21,6 +22,12 @@ def _load(name: str) -> tuple[ModuleType | None, str | None]:
     try:
         return importlib.import_module(f"gradsurgery.{name}"), None
     except ModuleNotFoundError:
+        tree = Path(__file__).resolve().parents[2]
+        if (tree / "csrc").is_dir():
+            return (
+                None,
+                f"not built in the source tree {tree}, which is what Python imports here (start it elsewhere, or pip install -e .)",
+            )
         return None, "not built"
     except ImportError as error:  # built for another torch, or CUDA kernels beside a CPU build of torch
         return None, str(error).splitlines()[0]

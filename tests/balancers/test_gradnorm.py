@@ -263,6 +263,21 @@ def test_resumes_to_the_same_bits(source: str, tmp_path: Path) -> None:
                 assert x == y if isinstance(x, dict) else torch.equal(x, y), name
 
 
+def test_a_replaced_balancer_stops_listening() -> None:
+    net = Net()
+    surgery = gs.GradientAggregator("pcgrad", tasks=tuple("abc"))
+    for _ in range(2):
+        balancer = gs.GradNorm(tuple("abc"), aggregator=surgery)
+        balancer(net.losses(surgery.split(net.features()))).backward()
+        assert balancer.task_weights.grad is not None
+    assert len(surgery._step_hooks) == 1
+
+
+def test_tasks_of_another_aggregator_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"tasks: expected the aggregator's \(a, b\) among them, found \['x', 'y'\]"):
+        gs.GradNorm(("x", "y"), aggregator=gs.GradientAggregator("sum", tasks=("a", "b")))
+
+
 def test_errors() -> None:
     surgery = gs.GradientAggregator("pcgrad")
     layer = nn.Linear(2, 2)
@@ -284,7 +299,8 @@ def test_errors() -> None:
         gs.GradNorm(2, layer=layer.requires_grad_(False))
     with pytest.raises(ValueError, match="does not reach the shared layer"):
         gs.GradNorm(1, layer=nn.Linear(2, 2))([torch.ones(1, requires_grad=True).sum()])
-    gs.GradNorm(2, aggregator=surgery)
+    balancer = gs.GradNorm(2, aggregator=surgery)
+    assert balancer.training
     x = torch.ones(2, requires_grad=True)
     with pytest.raises(RuntimeError, match=r"surgery took place before balancer\(losses\)"):
         sum(z.sum() for z in surgery.split(x * 1, 2)).backward()  # type: ignore[union-attr]

@@ -68,10 +68,10 @@ def open_dataset(
 
 def _open_path(path: Path, split: Literal["train", "val"], classes: int) -> Source:
     if not path.exists():
-        raise MissingDataError(f"source: expected {_LAYOUTS}; found nothing at {path}")
+        raise MissingDataError(f"--data: expected {_LAYOUTS}; found nothing at {path}")
     if path.is_file():
         if path.suffix.lower() != ".mat":
-            raise DataError(f"source: expected {_LAYOUTS}; found the file {path}")
+            raise DataError(f"--data: expected {_LAYOUTS}; found the file {path}")
         return MatFile(path, split=split, classes=classes)
     if any((path / name / "image").is_dir() for name in ("train", "val")):
         return NpyFolder(path / split, classes=classes)
@@ -80,4 +80,4 @@ def _open_path(path: Path, split: Literal["train", "val"], classes: int) -> Sour
         folder = path / (present or _PNG_SPLITS[split])[0]
         return PngFolder(folder, folded=split == "train", classes=classes)
     inside = sorted(entry.name for entry in path.iterdir())[:8]
-    raise DataError(f"source: expected {_LAYOUTS}; found {path} with {inside or 'nothing in it'}")
+    raise DataError(f"--data: expected {_LAYOUTS}; found {path} with {inside or 'nothing in it'}")

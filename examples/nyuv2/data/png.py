@@ -25,7 +25,7 @@ class PngFolder:
 
     def __init__(self, split: Path, *, folded: bool, classes: int) -> None:
         names = class_names(classes, (13, 40), "a PNG folder")
-        self.info = DataInfo("NYUv2 (PNG folder)", names, ("segmentation", "depth"))
+        self.info = DataInfo("NYUv2 (image folder)", names, ("segmentation", "depth"))
         kinds = {
             "image": Kind("rgb", (".jpg", ".jpeg", ".png")),
             "segmentation": Kind(f"seg{classes}", (".png",)),

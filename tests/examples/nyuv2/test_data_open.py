@@ -36,13 +36,13 @@ def test_unrecognized_folder(tmp_path: Path, inside: list[str]) -> None:
     for name in inside:
         (tmp_path / name).mkdir()
     found = "nothing in it" if not inside else r"\['images', 'readme\.txt'\]"
-    with pytest.raises(DataError, match=rf"source: expected .*train/rgb.*; found .* with {found}"):
+    with pytest.raises(DataError, match=rf"--data: expected .*train/rgb.*; found .* with {found}"):
         open_dataset(tmp_path, split="train", size=SIZE)
 
 
 def test_unrecognized_file(tmp_path: Path) -> None:
     (tmp_path / "data.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"source: expected .*; found the file .*data\.zip"):
+    with pytest.raises(DataError, match=r"--data: expected .*; found the file .*data\.zip"):
         open_dataset(tmp_path / "data.zip", split="train", size=SIZE)
 
 
