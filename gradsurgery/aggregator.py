@@ -313,6 +313,10 @@ class GradientAggregator(nn.Module):
         self._step = int(state["step"])
         self._history.clear()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or a pickle, has the state but neither listeners nor a step that is under way."""
+        return {**self.__dict__, "_step_hooks": OrderedDict(), "_detached": None}
+
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
         return f"{self.method}, tasks={list(self._tasks)}"

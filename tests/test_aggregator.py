@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -456,6 +457,19 @@ def test_resumes_to_the_same_bits(form: str, tmp_path: Any) -> None:
     for p, q in zip(net.parameters(), whole_net.parameters(), strict=True):
         assert torch.equal(p, q)
     assert surgery.statistics().step == 7
+
+
+def test_copies_and_pickles_carry_the_state_alone() -> None:
+    surgery = gs.GradientAggregator("pcgrad", tasks=("a", "b"))
+    balancer = gs.GradNorm(("a", "b"), aggregator=surgery)
+    a, b = surgery.split(torch.randn(3, requires_grad=True) * 1)
+    balancer([a.sum(), -b.sum()]).backward()
+    surgery.detach(torch.randn(3, requires_grad=True) * 1)
+    for twin in (copy.deepcopy(surgery), pickle.loads(pickle.dumps(surgery))):
+        assert torch.equal(twin.key, surgery.key)
+        assert twin.statistics().step == 0
+        assert not twin._step_hooks
+        twin.detach(torch.randn(3, requires_grad=True) * 1)  # nothing is under way there
 
 
 def test_state_of_another_method_or_other_tasks_is_refused() -> None:
