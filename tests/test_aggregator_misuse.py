@@ -1,0 +1,134 @@
+"""What a user can do wrong with a GradientAggregator, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gradsurgery as gs
+
+
+def detached(**options: Any) -> tuple[gs.GradientAggregator, Tensor]:
+    surgery = gs.GradientAggregator("pcgrad", **options)
+    return surgery, surgery.detach(torch.randn(2, 3, requires_grad=True) * 1)
+
+
+def test_backward_twice() -> None:
+    surgery, d = detached()
+    d.sum().backward()
+    surgery.backward()
+    with pytest.raises(RuntimeError, match="backward: no detached features are waiting"):
+        surgery.backward()
+
+
+def test_backward_without_any_head() -> None:
+    surgery, _ = detached()
+    with pytest.raises(RuntimeError, match="no head's backward reached the detached features"):
+        surgery.backward()
+
+
+def test_forgotten_backward() -> None:
+    surgery, d = detached()
+    d.sum().backward()
+    with pytest.raises(RuntimeError, match=r"an earlier detach\(\) still wait|features of an earlier detach\(\)"):
+        surgery.detach(torch.randn(2, 3, requires_grad=True) * 1)
+    surgery.reset()
+    surgery.detach(torch.randn(2, 3, requires_grad=True) * 1)
+
+
+def test_fewer_backwards_than_declared_tasks() -> None:
+    surgery, d = detached(tasks=("a", "b"))
+    d.sum().backward()
+    with pytest.raises(RuntimeError, match=r"1 backward passes reached the features, and 2 tasks are declared"):
+        surgery.backward()
+
+
+def test_task_contexts_nest() -> None:
+    surgery, d = detached(tasks=("a", "b"))
+    with surgery.task("a"):
+        with surgery.task("b"):
+            d.sum().backward()
+        (d * 2).sum().backward()
+    surgery.backward()
+    assert surgery.statistics().norms.tolist() == pytest.approx([2 * 6**0.5, 6**0.5])
+
+
+def test_a_number_where_tasks_have_names() -> None:
+    surgery = gs.GradientAggregator("pcgrad")
+    x = torch.randn(2, 3, requires_grad=True)
+    surgery.split(x * 1, ["seg"])
+    with pytest.raises(ValueError, match="tasks: expected names, as seg are known by name; found the number 2"):
+        surgery.split(x * 1, 2)
+
+
+def test_loading_a_state_forgets_the_history() -> None:
+    surgery = gs.GradientAggregator("sum")
+    a, b = surgery.split(torch.randn(2, requires_grad=True) * 1, 2)
+    (a.sum() + b.sum()).backward()
+    surgery.load_state_dict(surgery.state_dict())
+    assert not surgery.history
+
+
+def test_named_beside_unnamed() -> None:
+    surgery, d = detached(tasks=("a", "b"))
+    with surgery.task("a"):
+        d.sum().backward()
+    d.sum().backward()
+    with pytest.raises(RuntimeError, match="1 backward passes came without a name beside"):
+        surgery.backward()
+
+
+def test_losses_propagated_one_by_one_through_split() -> None:
+    surgery = gs.GradientAggregator("pcgrad")
+    a, b = surgery.split(torch.randn(2, 3, requires_grad=True) * 1, 2)
+    a.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="propagated one by one"):
+        b.sum().backward()
+
+
+def test_double_backward_is_refused() -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    a, b = gs.GradientAggregator("pcgrad").split(x.tanh(), 2)
+    (g,) = torch.autograd.grad((a.square() - b).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        g.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda s, x: s.split(x.detach()), ValueError, "features: split expected features that require grad"),
+        (lambda s, x: s.detach(x.detach()), ValueError, "features: detach expected features that require grad"),
+        (lambda s, x: s.split(x + 0j), TypeError, "features: split expected dense float64, .* found torch.complex64"),
+        (
+            lambda s, x: s.split(torch.arange(3)),
+            TypeError,
+            "features: split expected floating-point tensors, found only torch.int64",
+        ),
+        (lambda s, x: s.split("features"), TypeError, "features: split expected a tensor or a pytree"),
+        (lambda s, x: s.split(x, 4), ValueError, r"tasks: expected 3 \(seg, depth, normal\), found 4"),
+        (lambda s, x: s.split(x, ("seg", "edges")), ValueError, "tasks: expected one of seg, depth, normal, found 'edges'"),
+        (lambda s, x: s.split(x, ("seg", "seg")), ValueError, "tasks: expected different names"),
+        (lambda s, x: s.split(x, ()), ValueError, "tasks: expected at least one task"),
+        (lambda s, x: s.split(x, "seg"), TypeError, "tasks: expected a number or a sequence of names"),
+        (lambda s, x: s.task("edges").__enter__(), ValueError, "tasks: expected one of seg, depth, normal, found 'edges'"),
+        (lambda s, x: s.task("seg").__enter__(), RuntimeError, "task: no detached features are waiting"),
+        (lambda s, x: s.statistics(), RuntimeError, "statistics: no step of surgery has been taken"),
+        (lambda s, x: gs.GradientAggregator("pcgrad").split(x), ValueError, "tasks: expected a number or names"),
+        (lambda s, x: gs.GradientAggregator("pcgrad").split(x, 0), ValueError, r"\(T=0\)"),
+        (lambda s, x: gs.GradientAggregator("pcgrad", tasks=()), ValueError, r"\(T=0\)"),
+        (lambda s, x: gs.GradientAggregator("pcgrad", tasks=("a", 1)), TypeError, "names to be strings"),
+        (lambda s, x: gs.GradientAggregator("pcgrad", history=0), ValueError, "history: expected a positive integer"),
+        (lambda s, x: gs.GradientAggregator("nosuch"), ValueError, "method: expected one of .*pcgrad.*, found 'nosuch'"),
+        (lambda s, x: gs.GradientAggregator("sum", order="random"), TypeError, "method 'sum' has no option 'order'"),
+    ],
+)
+def test_errors_name_argument_expectation_and_finding(
+    call: Callable[[gs.GradientAggregator, Tensor], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call(gs.GradientAggregator("pcgrad", tasks=("seg", "depth", "normal")), torch.randn(2, 3, requires_grad=True) * 1)
