@@ -219,6 +219,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
                         "csrc/register_cuda.cpp",
                         "csrc/gram/gram_cuda.cu",
                         "csrc/weights/pcgrad_cuda.cu",
+                        "csrc/weights/solve_cuda.cu",
                         "csrc/combine/combine_cuda.cu",
                     ],
                     extra_compile_args={"cxx": [*cxx, *stable, "-DUSE_CUDA"], "nvcc": flags},

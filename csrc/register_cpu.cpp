@@ -3,6 +3,7 @@
 
 #include "common/tensors.h"
 #include "surgery/surgery.h"
+#include "weights/solve.h"
 
 namespace gradsurgery {
 namespace ops {
@@ -68,6 +69,37 @@ Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Te
   return w;
 }
 
+// -> (w, report), of shapes [T] and [4] for K [T, T], with a leading [G] for K [G, T, T].
+std::tuple<Tensor, Tensor> solve(Tensor gram, std::string solver, std::vector<double> options, std::optional<Tensor> given,
+                                 std::optional<Tensor> state, std::optional<Tensor> order, std::optional<Tensor> key) {
+  const bool grouped = gram.dim() == 3;
+  STD_TORCH_CHECK((grouped || gram.dim() == 2) && gram.size(-1) == gram.size(-2) && gram.size(-1) >= 1,
+                  "gradsurgery: gram must be [T, T] or [G, T, T]");
+  STD_TORCH_CHECK(options.size() <= size_t(kMaxOptions), "gradsurgery: at most ", kMaxOptions, " options");
+  const int index = find_solver(solver);
+  STD_TORCH_CHECK(index >= 0, "gradsurgery: there is no compiled solver ", solver);
+  const int64_t tasks = gram.size(-1), groups = grouped ? gram.size(0) : 1;
+  Problem problem;
+  problem.tasks = int(tasks);
+  problem.gram = float64_data(gram, "gram");
+  problem.options = options.data();
+  if (given) {
+    STD_TORCH_CHECK(given->numel() == tasks, "gradsurgery: given must be [T]");
+    problem.given = float64_data(*given, "given");
+  }
+  problem.order = int64_data(order, tasks * tasks, "order");
+  if (state) {
+    STD_TORCH_CHECK(state->numel() % groups == 0, "gradsurgery: state must be [G, ...]");
+    problem.state = const_cast<double*>(float64_data(*state, "state"));
+  }
+  Tensor w = grouped ? empty_f64({groups, tasks}) : empty_f64({tasks});
+  Tensor report = grouped ? empty_f64({groups, kReportFields}) : empty_f64({kReportFields});
+  problem.w = static_cast<double*>(w.mutable_data_ptr());
+  solve_groups(kHostSolvers[index], problem, int(groups), state ? state->numel() / groups : 0, int64_data(key, 2, "key"),
+               static_cast<double*>(report.mutable_data_ptr()));
+  return {w, report};
+}
+
 void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
   const double* w = float64_data(weights, "weights");
   combine_cpu(rows_of(grads, weights.numel(), stacked, &out), w, accumulate, torch_threads());
@@ -90,6 +122,7 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
 STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CPU, m) {
   m.impl("gram", TORCH_BOX(&gradsurgery::ops::gram));
   m.impl("pcgrad_weights", TORCH_BOX(&gradsurgery::ops::pcgrad_weights));
+  m.impl("solve", TORCH_BOX(&gradsurgery::ops::solve));
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
 }

@@ -7,6 +7,8 @@
 #include "common/cuda_tensors.h"
 #include "gram/gram_cuda.h"
 #include "weights/pcgrad_cuda.h"
+#include "weights/solve.h"
+#include "weights/solve_cuda.h"
 
 namespace gradsurgery {
 namespace ops {
@@ -126,6 +128,53 @@ Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Te
   return solver.w;
 }
 
+// -> (w, report), of shapes [T] and [4] for K [T, T], with a leading [G] for K [G, T, T].
+std::tuple<Tensor, Tensor> solve(Tensor gram, std::string solver, std::vector<double> options, std::optional<Tensor> given,
+                                 std::optional<Tensor> state, std::optional<Tensor> order, std::optional<Tensor> key) {
+  const bool grouped = gram.dim() == 3;
+  STD_TORCH_CHECK((grouped || gram.dim() == 2) && gram.size(-1) == gram.size(-2) && gram.size(-1) >= 1,
+                  "gradsurgery: gram must be [T, T] or [G, T, T]");
+  STD_TORCH_CHECK(options.size() <= size_t(kMaxOptions), "gradsurgery: at most ", kMaxOptions, " options");
+  const int index = find_solver(solver);
+  STD_TORCH_CHECK(index >= 0, "gradsurgery: there is no compiled solver ", solver);
+  const DeviceScope scope(gram);
+  const int64_t tasks = gram.size(-1), groups = grouped ? gram.size(0) : 1;
+  SolveCuda call;
+  call.groups = int(groups);
+  std::copy(options.begin(), options.end(), call.options);
+  call.problem.tasks = int(tasks);
+  call.problem.gram = float64_data(gram, scope, "gram");
+  if (given) {
+    STD_TORCH_CHECK(given->numel() == tasks, "gradsurgery: given must be [T]");
+    call.problem.given = float64_data(*given, scope, "given");
+  }
+  if (order) call.problem.order = int64_data(*order, tasks * tasks, scope, "order");
+  if (state) {
+    STD_TORCH_CHECK(state->numel() % groups == 0, "gradsurgery: state must be [G, ...]");
+    call.problem.state = float64_data(*state, scope, "state");
+    call.state_size = state->numel() / groups;
+  }
+  if (key) call.key = int64_data(*key, 2, scope, "key");
+  call.room = solve_room_cuda(index, int(tasks), call.state_size);
+  std::optional<Tensor> scratch, broken;
+  if (!fits_shared_memory(call.room)) {
+    scratch = scope.empty({groups * call.room}, ScalarType::Double);
+    call.scratch = static_cast<double*>(scratch->mutable_data_ptr());
+  }
+  if (state || key) {
+    broken = scope.empty({1}, ScalarType::Int);
+    call.broken = static_cast<int32_t*>(broken->mutable_data_ptr());
+  }
+  Tensor w = grouped ? scope.empty({groups, tasks}, ScalarType::Double) : scope.empty({tasks}, ScalarType::Double);
+  Tensor report =
+      grouped ? scope.empty({groups, kReportFields}, ScalarType::Double) : scope.empty({kReportFields}, ScalarType::Double);
+  call.problem.w = static_cast<double*>(w.mutable_data_ptr());
+  call.report = static_cast<double*>(report.mutable_data_ptr());
+  solve_cuda(index, call, scope.stream());
+  scope.check_launch();
+  return {w, report};
+}
+
 void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
   if (out.empty()) return;
   const DeviceScope scope(out.front());
@@ -160,6 +209,7 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
 STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CUDA, m) {
   m.impl("gram", TORCH_BOX(&gradsurgery::ops::gram));
   m.impl("pcgrad_weights", TORCH_BOX(&gradsurgery::ops::pcgrad_weights));
+  m.impl("solve", TORCH_BOX(&gradsurgery::ops::solve));
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
 }

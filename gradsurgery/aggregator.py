@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE_KEY
 from torch.utils.hooks import RemovableHandle
 
 from gradsurgery import ops
 from gradsurgery.capture.detach import Detached
 from gradsurgery.capture.features import Features, passes_through
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.capture.losses import scalar_loss
 from gradsurgery.capture.split import split
-from gradsurgery.methods import Method, build
+from gradsurgery.methods import Method, Solution, Step, build
 from gradsurgery.monitor import Statistics
 
 StepHook = Callable[[Statistics, Tensor], None]
+L = TypeVar("L", bound=Mapping[str, Tensor] | Sequence[Tensor | None])
 
 
 class GradientAggregator(nn.Module):
@@ -68,6 +71,8 @@ class GradientAggregator(nn.Module):
         self._history: deque[Statistics] = deque(maxlen=_positive("history", history))
         self._detached: Detached | None = None
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
+        self._losses: dict[str, Tensor] = {}
+        self._state_tasks = 0  # for how many tasks the method's memory has room
         for name, tensor in self.method.initial_state().items():
             self.register_buffer(name, tensor)
 
@@ -202,23 +207,20 @@ class GradientAggregator(nn.Module):
         grads = TaskGradients(entries, T)
         ops.warn_if_reference(grads.device)
         out = grads.empty()
-        state = dict(self.named_buffers(recurse=False))
-        for name, tensor in state.items():
-            if tensor.device != grads.device:  # a module that was never moved beside the model
-                state[name] = self._buffers[name] = tensor.to(grads.device)
-        present = grads.present
-        K, w = self.method.surgery_(out, grads, state, present)
-        self._record(K, w, present)
+        step = Step(self._state(grads), grads.present, self._told_losses(grads.device))
+        solution = self.method.surgery_(out, grads, step)
+        self._losses = {}
+        self._record(solution, grads.present)
         for p, tensor in zip(reached, out, strict=True):
             result[p] = tensor
         return result
 
-    def _record(self, K: Tensor, w: Tensor, present: tuple[bool, ...]) -> None:
-        step = Statistics(self._step, tuple(self._tasks), present, K, w)
+    def _record(self, solution: Solution, present: tuple[bool, ...]) -> None:
+        step = Statistics(self._step, tuple(self._tasks), present, solution.gram, solution.weights, solution.status)
         self._history.append(step)
         self._step += 1
         for hook in list(self._step_hooks.values()):
-            hook(step, K)
+            hook(step, solution.gram)
 
     def register_step_hook(self, hook: StepHook) -> RemovableHandle:
         """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here."""
@@ -293,11 +295,78 @@ class GradientAggregator(nn.Module):
             self._tasks.append(name)
         return self._tasks.index(name)
 
+    # --- losses, for methods that ask for them ------------------------------------------------------------------------------
+
+    def observe(self, losses: L) -> L:
+        """Tells the losses of this step to a method that needs them, before the backward pass; returns what it was given.
+
+        ``sum(surgery.observe([loss_a, loss_b])).backward()``. Each step's losses are forgotten after its surgery.
+
+        Args:
+            losses: scalars, as a dict by task name or a sequence in the order of the tasks, None for an absent task.
+
+        Raises:
+            TypeError, ValueError: an unknown name, a wrong number of losses, or a loss that is no scalar.
+        """
+        if isinstance(losses, Mapping):
+            by_name: dict[str, Tensor | None] = dict(losses)
+        else:
+            given: list[Tensor | None] = list(losses)
+            names = self._present_names(None if self._tasks else len(given))
+            if len(given) != len(names):
+                raise ValueError(f"losses: expected {len(names)} ({', '.join(names)}), found {len(given)}.")
+            by_name = dict(zip(names, given, strict=True))
+        told = {name: scalar_loss(loss, f"losses[{name!r}]") for name, loss in by_name.items() if loss is not None}
+        for name in told:
+            self._index(name)
+        self._losses = told
+        return losses
+
+    def _told_losses(self, device: torch.device) -> Tensor | None:
+        """The losses observed in this step, NaN for tasks without. [T] float64"""
+        if not self._losses:
+            return None
+        absent = torch.full((), torch.nan, dtype=torch.float64)
+        return torch.stack([self._losses.get(name, absent).to(device) for name in self._tasks])
+
     # --- state --------------------------------------------------------------------------------------------------------------
+
+    def _state(self, grads: TaskGradients) -> dict[str, Tensor]:
+        """The method's memory, on the gradients' device, with room for all tasks."""
+        if self._state_tasks != grads.tasks:
+            for name, fresh in self.method.task_state(grads).items():
+                known = self._buffers.get(name)
+                if known is not None:
+                    fresh[tuple(slice(size) for size in known.shape)] = known.to(fresh.device)
+                self.register_buffer(name, fresh)
+            self._state_tasks = grads.tasks
+        state = dict(self.named_buffers(recurse=False))
+        for name, tensor in state.items():
+            if tensor.device != grads.device:  # a module that was never moved beside the model
+                state[name] = self._buffers[name] = tensor.to(grads.device)
+        return state
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """A method's memory begins with its first step: what this module has of it becomes what the checkpoint has."""
+        extra = prefix + EXTRA_STATE_KEY
+        saved = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix) and key != extra}
+        if extra in state_dict:  # else torch says what is missing
+            for name in set(self._buffers) - set(saved) - set(self.method.initial_state()):
+                del self._buffers[name]
+            for name, tensor in saved.items():
+                known = self._buffers.get(name)
+                if known is None or known.shape != tensor.shape:
+                    self.register_buffer(name, torch.empty_like(tensor, device=None if known is None else known.device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_extra_state(self) -> dict[str, Any]:
         """What ``state_dict`` holds beside the method's tensors."""
-        return {"method": self.method.spec.name, "tasks": list(self._tasks), "step": self._step}
+        return {
+            "method": self.method.spec.name,
+            "tasks": list(self._tasks),
+            "step": self._step,
+            "state_tasks": self._state_tasks,
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restores it.
@@ -311,11 +380,12 @@ class GradientAggregator(nn.Module):
             raise ValueError(f"state_dict: expected the tasks {self._tasks}, found {state['tasks']}.")
         self._tasks = list(state["tasks"])
         self._step = int(state["step"])
+        self._state_tasks = int(state["state_tasks"])
         self._history.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, has the state but neither listeners nor a step that is under way."""
-        return {**self.__dict__, "_step_hooks": OrderedDict(), "_detached": None}
+        return {**self.__dict__, "_step_hooks": OrderedDict(), "_detached": None, "_losses": {}}
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

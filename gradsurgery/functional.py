@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, check_matrix
-from gradsurgery.methods import Method, build
+from gradsurgery.capture.losses import LossesLike, losses_tensor
+from gradsurgery.methods import Method, Step, build
+from gradsurgery.methods.registry import check_gram
 
 Gradients = Tensor | Sequence[GradientLike]
 Gradient = Tensor | list[Tensor] | list[Tensor | None]
@@ -34,15 +36,17 @@ def gram(grads: Gradients) -> Tensor:
     return ops.gram(given.entries, given.tasks, given.stacked)
 
 
-def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: Any = None, **options: Any) -> Tensor:
-    """The weights w [T] of a method from K [T, T], both float64 on one device.
+def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike | None = None, **options: Any) -> Tensor:
+    """The weights w [T] of a method from K [T, T], both float64 on one device; without memory of earlier calls.
 
     Args:
-        gram: K, as ``gram`` returns it.
+        gram: K, as ``gram`` returns it; [G, T, T] for G groups gives w [G, T].
         method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords.
-        losses: the tasks' losses, for methods that ask for them; none of those registered here does.
+        losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence of scalars.
     """
-    return build(method, **options).weights(gram.detach() if isinstance(gram, Tensor) else gram)
+    chosen = build(method, **options)
+    check_gram(gram)
+    return chosen.solve(gram.detach(), Step(losses=losses_tensor(losses, gram.shape[-1], gram.device))).weights
 
 
 def combine(grads: Gradients, weights: Tensor, *, out: Any = None) -> Gradient:
@@ -79,7 +83,7 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None) -> Gradient:
 
 
 def aggregate(
-    grads: Gradients, method: str | Method = "pcgrad", *, out: Any = None, losses: Any = None, **options: Any
+    grads: Gradients, method: str | Method = "pcgrad", *, out: Any = None, losses: LossesLike | None = None, **options: Any
 ) -> Gradient:
     """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads and no copy.
 
@@ -89,7 +93,7 @@ def aggregate(
         grads: as for ``gram``.
         method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords (``order="ascending"``).
         out: where to write, of one task's form; may be one of the gradients.
-        losses: the tasks' losses, for methods that ask for them; none of those registered here does.
+        losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence, None for an absent task.
 
     Returns:
         The gradient, of one task's form; ``out`` where given. Not differentiable.
@@ -106,14 +110,15 @@ def aggregate(
             return out  # type: ignore[no-any-return]
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
+    step = Step(present=given.present, losses=losses_tensor(losses, given.tasks, given.device))
     with torch.no_grad():
         if out is not None:
-            chosen.surgery_(_targets(given, out), given, present=given.present)
+            chosen.surgery_(_targets(given, out), given, step)
             return out  # type: ignore[no-any-return]
 
         def surgery(present: TaskGradients) -> list[Tensor]:
             targets = present.empty()
-            chosen.surgery_(targets, present, present=given.present)
+            chosen.surgery_(targets, present, step)
             return targets
 
         return _filled(given, surgery)

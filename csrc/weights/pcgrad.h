@@ -9,6 +9,7 @@
 
 #include "../common/macros.h"
 #include "philox.h"
+#include "solver.h"
 
 namespace gradsurgery {
 
@@ -19,13 +20,6 @@ struct PcgradOptions {
   bool include_self = false;  // also project g_i^PC on g_i, as several public implementations do
   double scale = 1.0;         // 1 for the paper's sum, 1/T for the mean
   uint32_t group = 0;         // parameter group: groups draw independent orders in one step
-};
-
-// One processor walking a row alone; CUDA passes a warp that owns every 32nd element instead.
-struct OneLane {
-  GS_HOST_DEVICE int begin() const { return 0; }
-  GS_HOST_DEVICE int step() const { return 1; }
-  GS_HOST_DEVICE void sync() const {}
 };
 
 // A uniformly random order of all T tasks for one task (Fisher-Yates); every task draws its own, as in the paper.

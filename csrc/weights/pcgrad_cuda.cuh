@@ -4,17 +4,11 @@
 #include "../common/cuda_compat.h"
 #include "../common/cuda_reduce.cuh"
 #include "pcgrad_cuda.h"
+#include "solve_cuda.cuh"
 
 namespace gradsurgery {
 
 constexpr int kMaxPcgradThreads = 1024;
-
-// A warp as pcgrad_row sees it: lanes own every 32nd element.
-struct WarpLanes {
-  __device__ int begin() const { return int(threadIdx.x) % kWarp; }
-  __device__ int step() const { return kWarp; }
-  __device__ void sync() const { GS_WARP_BARRIER(pcgrad_row); }
-};
 
 // The order of task i in `order`, written by the warp that walks it.
 __device__ __forceinline__ void write_order(const PcgradCuda& problem, int i, int32_t* order /* [T] */) {

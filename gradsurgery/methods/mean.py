@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .registry import NO_STATE, Method, State, check_gram, register
+from .registry import NO_STEP, Method, Step, check_gram, present_count, register
 
 
 @register(
     "mean",
     family="scalarization",
     paper="equal weights",
-    properties=("permutation_equivariant", "homogeneous", "linear_under_scaling"),
+    properties=(
+        "permutation_equivariant",
+        "linear_under_scaling",
+        "mean_without_conflict",
+        "weights_nonnegative",
+        "weights_sum_to_one",
+        "one_task_identity",
+        "duplicate_invariant_direction",
+    ),
+    degree=1.0,
 )
 @dataclass(frozen=True)
 class Mean(Method):
     """w_t = 1/T, with T the number of tasks present."""
 
-    def weights(self, gram: Tensor, state: State = NO_STATE, present: Sequence[bool] | None = None) -> Tensor:
+    def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
         check_gram(gram)
-        T = gram.shape[0]
-        return gram.new_full((T,), 1.0 / (T if present is None else sum(present)))
+        T = gram.shape[-1]
+        return gram.new_full((T,), 1.0 / present_count(T, step))

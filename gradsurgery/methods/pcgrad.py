@@ -13,7 +13,7 @@ from torch import Tensor
 from gradsurgery import ops
 from gradsurgery.capture.gradients import TaskGradients
 
-from .registry import NO_STATE, Method, State, check_gram, register
+from .registry import NO_STEP, Method, Solution, Step, check_gram, present_count, register
 
 
 @register(
@@ -21,12 +21,14 @@ from .registry import NO_STATE, Method, State, check_gram, register
     family="gram",
     paper="Yu et al., Gradient Surgery for Multi-Task Learning, NeurIPS 2020 (arXiv:2001.06782)",
     properties=(
-        "homogeneous",
         "linear_under_scaling",
         "sum_without_conflict",
         "weights_at_least_one",
+        "weights_nonnegative",
         "zero_row_neutral",
+        "one_task_identity",
     ),
+    degree=1.0,
 )
 @dataclass(frozen=True, eq=False)
 class PCGrad(Method):
@@ -66,23 +68,24 @@ class PCGrad(Method):
         random = isinstance(self.order, str) and self.order == "random"
         return {"key": torch.tensor([self.seed or 0, 0], device="cpu")} if random else {}
 
-    def weights(self, gram: Tensor, state: State = NO_STATE, present: Sequence[bool] | None = None) -> Tensor:
+    def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
         check_gram(gram)
-        order, key = self._arrange(gram.shape[0], gram.device, state.get("key"))
-        return ops.pcgrad_weights(gram.contiguous(), order, key, self.include_self, self._scale(gram.shape[0], present))
+        order, key = self._arrange(gram.shape[-1], gram.device, step.state.get("key"))
+        return ops.pcgrad_weights(gram.contiguous(), order, key, self.include_self, self._scale(gram.shape[-1], step))
 
     def surgery_(
         self,
         out: Sequence[Tensor],
         grads: TaskGradients,
-        state: State = NO_STATE,
-        present: Sequence[bool] | None = None,
+        step: Step = NO_STEP,
+        groups: Sequence[int] = (),
         accumulate: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Solution:
         T = grads.tasks
-        order, key = self._arrange(T, grads.device, state.get("key"))
-        scale = 1.0 if self.reduction == "sum" else self._scale(T, grads.present if present is None else present)
-        return ops.pcgrad_(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
+        order, key = self._arrange(T, grads.device, step.state.get("key"))
+        scale = 1.0 if self.reduction == "sum" else 1.0 / sum(grads.present if step.present is None else step.present)
+        K, w = ops.pcgrad_(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
+        return Solution(K, w)
 
     def small_matrix_(self, out: Any, grads: Tensor) -> bool:
         problem = ops.small_matrix(out, grads)
@@ -94,10 +97,8 @@ class PCGrad(Method):
         ops.pcgrad_small_(problem, out, order, key, self.include_self, scale)
         return True
 
-    def _scale(self, tasks: int, present: Sequence[bool] | None) -> float:
-        if self.reduction == "sum":
-            return 1.0
-        return 1.0 / (tasks if present is None else sum(present))
+    def _scale(self, tasks: int, step: Step) -> float:
+        return 1.0 if self.reduction == "sum" else 1.0 / present_count(tasks, step)
 
     def _arrange(self, tasks: int, device: torch.device, key: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         """(order, key), of which at most one is given; ``key`` is the state's, if there is one."""

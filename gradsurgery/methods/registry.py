@@ -24,41 +24,99 @@ State = Mapping[str, Tensor]
 NO_STATE: State = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a method may know of a step besides the gradients.
+
+    Attributes:
+        state: what ``initial_state`` and ``task_state`` returned, updated in place; empty for a call without memory.
+        present: which tasks have a gradient in this step; None: all. [T]
+        losses: the tasks' losses, float64 on the gradients' device, where the caller told them; NaN for absent tasks. [T]
+        against: the gradients of a second batch, for methods that multiply two batches' gradients.
+    """
+
+    state: State = field(default_factory=lambda: NO_STATE)
+    present: tuple[bool, ...] | None = None
+    losses: Tensor | None = None
+    against: TaskGradients | None = None
+
+
+NO_STEP = Step()
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """What a step of surgery came to.
+
+    Attributes:
+        gram: K [T, T], or [G, T, T] with groups.
+        weights: w [T] or [G, T].
+        status: (converged, stationary, rank, iterations) [4] or [G, 4], from a solver that says; see ``Statistics.status``.
+    """
+
+    gram: Tensor
+    weights: Tensor
+    status: Tensor | None = None
+
+
 class Method:
-    """Base of every method: turns a Gram matrix into one weight a task."""
+    """Base of every method: turns a Gram matrix into one weight a task.
+
+    A method overrides ``weights``. One with memory also overrides ``initial_state`` or ``task_state``; one whose weights a compiled
+    solver finds is a ``SolverMethod``.
+    """
 
     spec: ClassVar[MethodSpec]
 
     def initial_state(self) -> dict[str, Tensor]:
-        """Tensors to keep between steps; empty for a method without memory."""
+        """Tensors to keep between steps that do not depend on the gradients, such as the counter of random draws."""
         return {}
 
-    def weights(self, gram: Tensor, state: State = NO_STATE, present: Sequence[bool] | None = None) -> Tensor:
+    def task_state(self, grads: TaskGradients, groups: int = 1) -> dict[str, Tensor]:
+        """Tensors to keep between steps, as they are before the first, on the gradients' device.
+
+        Dimensions that count tasks grow when a task first appears in a later step; what was there stays in the leading corner.
+        """
+        return {}
+
+    def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
         """Weights of one step.
 
         Args:
             gram: K [T, T], float64.
-            state: what ``initial_state`` returned, updated in place; empty for a call without memory.
-            present: which tasks have a gradient in this step; None: all.
+            step: what else there is to know.
 
         Returns:
             w [T], float64, on K's device.
         """
         raise NotImplementedError
 
+    def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
+        """``weights`` for K [T, T] or, group by group, [G, T, T], with what the solver says of them."""
+        if gram.dim() == 2:
+            return Solution(gram, self.weights(gram, step))
+        return Solution(gram, torch.stack([self.weights(K, step) for K in gram]))
+
     def surgery_(
         self,
         out: Sequence[Tensor],
         grads: TaskGradients,
-        state: State = NO_STATE,
-        present: Sequence[bool] | None = None,
+        step: Step = NO_STEP,
+        groups: Sequence[int] = (),
         accumulate: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """gram -> weights -> combine into ``out``; returns (K, w). Methods with a fused operator override this."""
-        gram = ops.gram(grads.entries, grads.tasks, grads.stacked)
-        w = self.weights(gram, state, present)
-        ops.combine_(out, grads.entries, w, grads.stacked, accumulate)
-        return gram, w
+    ) -> Solution:
+        """gram -> weights -> combine into ``out``. Methods with a fused operator override this.
+
+        Args:
+            out: P tensors of the shape of one task's gradient.
+            grads: the tasks' gradients over P tensors.
+            step: what else there is to know.
+            groups: the group of each tensor, from 0; empty: one group of all. [P]
+            accumulate: add to what is in ``out``.
+        """
+        solution = self.solve(ops.gram(grads.entries, grads.tasks, grads.stacked), step)
+        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate)
+        return solution
 
     def small_matrix_(self, out: Any, grads: Tensor) -> bool:
         """``surgery_`` of a small matrix [T, N] into ``out`` [N] by a shorter way, if the method has one and it applies.
@@ -68,15 +126,55 @@ class Method:
         return False
 
 
+class SolverMethod(Method):
+    """A method whose weights one of the solvers of ``csrc/weights`` finds, for all groups at once.
+
+    Attributes:
+        solver: the solver's name.
+        state_name: under which name ``task_state`` keeps the solver's memory; None for a solver without.
+    """
+
+    solver: ClassVar[str]
+    state_name: ClassVar[str | None] = None
+
+    def options(self, tasks: int, step: Step) -> list[float]:
+        """The solver's numbers, in the order of its header."""
+        return []
+
+    def given(self, gram: Tensor, step: Step) -> Tensor | None:
+        """A number a task for the solver, float64 on K's device. [T]"""
+        return None
+
+    def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
+        return self.solve(gram, step).weights
+
+    def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
+        check_gram(gram)
+        state = None if self.state_name is None else step.state.get(self.state_name)
+        w, status = ops.solve(
+            gram.contiguous(),
+            self.solver,
+            self.options(gram.shape[-1], step),
+            self.given(gram, step),
+            state,
+            None,
+            step.state.get("key"),
+        )
+        return Solution(gram, w, status)
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """What the registry knows of a method.
 
     Attributes:
         name: as the papers write it, lower case.
-        family: "gram" (needs K only) or "scalarization" (constant weights).
+        family: "gram" (K decides), "scalarization" (K does not matter), "buffered" (keeps tensors of the gradients' size),
+            "cross" (multiplies two batches' gradients) or "coordinatewise" (needs the gradients themselves, and has no weights).
         options: option names and their defaults.
         properties: declared mathematical properties; the tests prove each over random gradients.
+        degree: A(s G) = s^degree A(G) with the default options; None where there is no such number.
+        needs: what a step must tell besides the gradients: "losses", "against".
         paper: where the method comes from.
         summary: the first line of its documentation, the formula.
     """
@@ -87,6 +185,8 @@ class MethodSpec:
     properties: frozenset[str]
     paper: str
     summary: str
+    degree: float | None
+    needs: frozenset[str]
     cls: type[Method] = field(repr=False)
 
     def build(self, **options: Any) -> Method:
@@ -110,21 +210,39 @@ _Class = TypeVar("_Class", bound=type[Method])
 PROPERTIES = frozenset(
     {
         "permutation_equivariant",  # reordering the tasks reorders the weights (PCGrad: only for T = 2, hence not declared)
-        "homogeneous",  # A(sG) = s A(G) for s > 0
         "linear_under_scaling",  # A(diag(a c1 + b c2) G) = a A(diag(c1) G) + b A(diag(c2) G) for positive c
+        "direction_invariant_to_row_scaling",  # A(diag(c) G) is parallel to A(G) for positive c
+        "non_conflicting",  # <g_i, A(G)> >= 0 for every task
         "sum_without_conflict",  # equals the sum when no two tasks conflict
+        "mean_without_conflict",  # equals the mean when no two tasks conflict
         "weights_at_least_one",
+        "weights_nonnegative",
+        "weights_sum_to_one",
         "zero_row_neutral",  # appending a zero gradient changes nothing
+        "one_task_identity",  # A of a single gradient is that gradient
+        "duplicate_invariant_direction",  # stating every task twice keeps the direction
     }
 )
 
+FAMILIES = ("gram", "scalarization", "buffered", "cross", "coordinatewise")
 
-def register(name: str, *, family: str, paper: str, properties: Sequence[str] = ()) -> Callable[[_Class], _Class]:
-    """Class decorator that adds a method to the registry.
+
+def register(
+    name: str,
+    *,
+    family: str,
+    paper: str,
+    properties: Sequence[str] = (),
+    degree: float | None = None,
+    needs: Sequence[str] = (),
+) -> Callable[[_Class], _Class]:
+    """Class decorator that adds a method to the registry; the arguments are those of ``MethodSpec``.
 
     Raises:
-        ValueError: the name is taken, or a property is unknown.
+        ValueError: the name is taken, or the family or a property is unknown.
     """
+    if family not in FAMILIES:
+        raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, found {family!r}.")
     unknown = sorted(set(properties) - PROPERTIES)
     if unknown:
         raise ValueError(f"properties: expected some of {sorted(PROPERTIES)}, found {unknown}.")
@@ -136,7 +254,8 @@ def register(name: str, *, family: str, paper: str, properties: Sequence[str] = 
         for option in fields(cls):  # type: ignore[arg-type]  # every method is a dataclass
             options[option.name] = option.default_factory() if option.default_factory is not MISSING else option.default
         summary = (cls.__doc__ or "").strip().splitlines()[0]
-        cls.spec = MethodSpec(name, family, MappingProxyType(options), frozenset(properties), paper, summary, cls)
+        declared = frozenset(properties)
+        cls.spec = MethodSpec(name, family, MappingProxyType(options), declared, paper, summary, degree, frozenset(needs), cls)
         _SPECS[name] = cls.spec
         return cls
 
@@ -184,11 +303,30 @@ def _cached(name: str, names: tuple[str, ...], *values: Any) -> Method:
     return _spec(name).build(**dict(zip(names, values, strict=True)))
 
 
+def present_count(tasks: int, step: Step) -> int:
+    """How many tasks have a gradient in this step."""
+    return tasks if step.present is None else sum(step.present)
+
+
+def required_losses(method: Method, step: Step) -> Tensor:
+    """The step's losses.
+
+    Raises:
+        ValueError: the caller did not tell them.
+    """
+    if step.losses is None:
+        raise ValueError(
+            f"losses: method {method.spec.name!r} needs the tasks' losses, found none. Pass losses= to gradsurgery.weights or "
+            "gradsurgery.aggregate, or call observe(losses) on the GradientAggregator before the backward pass."
+        )
+    return step.losses
+
+
 def check_gram(gram: Tensor) -> None:
-    """Raises unless ``gram`` is a square float64 matrix."""
+    """Raises unless ``gram`` is a square float64 matrix, or several of them."""
     if not isinstance(gram, Tensor):
         raise TypeError(f"gram: expected a [T, T] float64 tensor, found {type(gram).__name__}.")
-    if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
-        raise ValueError(f"gram: expected shape [T, T] with T >= 1, found {list(gram.shape)}.")
+    if gram.dim() not in (2, 3) or gram.shape[-2] != gram.shape[-1] or gram.shape[-1] == 0:
+        raise ValueError(f"gram: expected shape [T, T], or [G, T, T] for groups, with T >= 1, found {list(gram.shape)}.")
     if gram.dtype != torch.float64:
         raise TypeError(f"gram: expected float64 (surgery is decided in double precision), found {gram.dtype}.")

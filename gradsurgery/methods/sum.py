@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .registry import NO_STATE, Method, State, check_gram, register
+from .registry import NO_STEP, Method, Step, check_gram, register
 
 
 @register(
@@ -16,17 +15,20 @@ from .registry import NO_STATE, Method, State, check_gram, register
     paper="equal weights",
     properties=(
         "permutation_equivariant",
-        "homogeneous",
         "linear_under_scaling",
         "sum_without_conflict",
         "weights_at_least_one",
+        "weights_nonnegative",
         "zero_row_neutral",
+        "one_task_identity",
+        "duplicate_invariant_direction",
     ),
+    degree=1.0,
 )
 @dataclass(frozen=True)
 class Sum(Method):
     """w_t = 1."""
 
-    def weights(self, gram: Tensor, state: State = NO_STATE, present: Sequence[bool] | None = None) -> Tensor:
+    def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
         check_gram(gram)
-        return gram.new_ones(gram.shape[0])
+        return gram.new_ones(gram.shape[-1])

@@ -1,5 +1,5 @@
 """Diagnostics that come for free with (K, w)."""
 
-from .statistics import Statistics
+from .statistics import SolverStatus, Statistics
 
-__all__ = ["Statistics"]
+__all__ = ["SolverStatus", "Statistics"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import autograd, fake, lazy, native, reference, schema  # noqa: F401  (schemas first, kernels last)
+from . import autograd, fake, lazy, native, reference, schema, solvers  # noqa: F401  (schemas first, kernels last)
 from .native import build_info, warn_if_reference
 from .small import pcgrad_small_, small_matrix
 
@@ -20,6 +20,7 @@ __all__ = [
     "pcgrad_small_",
     "pcgrad_weights",
     "small_matrix",
+    "solve",
     "warn_if_reference",
 ]
 
@@ -28,6 +29,7 @@ _ops = torch.ops.gradsurgery
 # The overloads themselves: resolving an overload packet costs a microsecond a call.
 gram: Callable[..., Tensor] = _ops.gram.default
 pcgrad_weights: Callable[..., Tensor] = _ops.pcgrad_weights.default
+solve: Callable[..., tuple[Tensor, Tensor]] = _ops.solve.default
 combine: Callable[..., list[Tensor]] = _ops.combine.default
 _combine_ = _ops.combine_.default
 _pcgrad_ = _ops.pcgrad_.default

@@ -30,6 +30,11 @@ def _(gram: Tensor, *_: Any, **__: Any) -> Tensor:
     return _float64(gram, gram.shape[0])
 
 
+@torch.library.register_fake("gradsurgery::solve", lib=LIBRARY)
+def _(gram: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    return _float64(gram, *gram.shape[:-1]), _float64(gram, *gram.shape[:-2], 4)
+
+
 @torch.library.register_fake("gradsurgery::combine", lib=LIBRARY)
 def _(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
     tasks = weights.shape[0]

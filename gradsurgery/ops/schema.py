@@ -22,6 +22,9 @@ SCHEMAS = (
     "gram(Tensor?[] grads, int tasks, bool stacked=False) -> Tensor",
     # w [T] float64 from K
     f"pcgrad_weights(Tensor gram, {_PCGRAD.format(alias='a')}) -> Tensor",
+    # (w [T], report [4]) float64 from K by a solver's name, with a leading [G] for K [G, T, T]; see csrc/weights/solver.h
+    "solve(Tensor gram, str solver, float[] options, Tensor? given=None, Tensor(a!)? state=None, Tensor? order=None, "
+    "Tensor(b!)? key=None) -> (Tensor, Tensor)",
     # sum_t w_t g_t, one tensor a position
     "combine(Tensor?[] grads, Tensor weights, bool stacked=False) -> Tensor[]",
     "combine_(Tensor(a!)[] out, Tensor?[] grads, Tensor weights, bool stacked=False, bool accumulate=False) -> ()",

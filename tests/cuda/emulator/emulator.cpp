@@ -2,6 +2,7 @@
 #include "../../../csrc/combine/combine_cuda.cu"
 #include "../../../csrc/gram/gram_cuda.cu"
 #include "../../../csrc/weights/pcgrad_cuda.cu"
+#include "../../../csrc/weights/solve_cuda.cu"
 
 using namespace gradsurgery;
 

@@ -12,6 +12,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(gradsurgery_emulated, m) {
   m.def(
       "pcgrad_weights(Tensor gram, Tensor? order=None, Tensor(a!)? key=None, bool include_self=False, float scale=1.0) -> "
       "Tensor");
+  m.def(
+      "solve(Tensor gram, str solver, float[] options, Tensor? given=None, Tensor(a!)? state=None, Tensor? order=None, "
+      "Tensor(b!)? key=None) -> (Tensor, Tensor)");
   m.def("combine_(Tensor(a!)[] out, Tensor?[] grads, Tensor weights, bool stacked=False, bool accumulate=False) -> ()");
   m.def(
       "pcgrad_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked=False, Tensor? order=None, Tensor(b!)? key=None, "
