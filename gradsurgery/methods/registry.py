@@ -327,6 +327,6 @@ def check_gram(gram: Tensor) -> None:
     if not isinstance(gram, Tensor):
         raise TypeError(f"gram: expected a [T, T] float64 tensor, found {type(gram).__name__}.")
     if gram.dim() not in (2, 3) or gram.shape[-2] != gram.shape[-1] or gram.shape[-1] == 0:
-        raise ValueError(f"gram: expected shape [T, T], or [G, T, T] for groups, with T >= 1, found {list(gram.shape)}.")
+        raise ValueError(f"gram: expected shape [T, T] with T >= 1, found {list(gram.shape)} (or [G, T, T], one K a group).")
     if gram.dtype != torch.float64:
         raise TypeError(f"gram: expected float64 (surgery is decided in double precision), found {gram.dtype}.")

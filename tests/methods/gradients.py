@@ -6,6 +6,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+# The fewest tasks that a method takes with its default options, where that is more than one.
+FEWEST = {"krum": 3}
+
 
 @st.composite
 def matrices(draw: st.DrawFn, tasks: tuple[int, int] = (1, 6), conflicts: bool = True, scaled: bool = True) -> Tensor:

@@ -71,11 +71,12 @@ def pcgrad_set(vector: Vector) -> None:
 RUNNERS: dict[str, Callable[[Vector], None]] = {
     "sum": lambda vector: plain(vector, "sum"),
     "mean": lambda vector: plain(vector, "mean"),
+    "krum": lambda vector: plain(vector, "krum", **vector["params"]),
     "pcgrad": pcgrad,
     "pcgrad_set": pcgrad_set,
     "pcgrad_include_self": pcgrad_include_self,
 }
-COUNTS = {"sum": 6, "mean": 6, "pcgrad": 10, "pcgrad_set": 10, "pcgrad_include_self": 6}
+COUNTS = {"krum": 6, "sum": 6, "mean": 6, "pcgrad": 10, "pcgrad_set": 10, "pcgrad_include_self": 6}
 CASES = [vector for vector in VECTORS if vector["method"] in RUNNERS and not vector["reference_unreliable"]]
 
 

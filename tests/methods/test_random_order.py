@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import gradsurgery as gs
-from gradsurgery.methods import build
+from gradsurgery.methods import Step, build
 from gradsurgery.ops import reference
 
 _host = pytest.importorskip("gradsurgery._host", reason="gradsurgery is installed without compiled code")
@@ -103,7 +103,7 @@ def test_state_counts_steps_and_names_the_order(device: torch.device) -> None:
     K = gs.gram(CONFLICTS.to(device))
     for step in range(5):
         assert state["key"].tolist() == [77, step]
-        w = method.weights(K, state)
+        w = method.weights(K, Step(state))
         torch.testing.assert_close(w, gs.weights(K, "pcgrad", order=order_of(77, step, 3)), rtol=1e-14, atol=0)
     fixed = [build("pcgrad", order="ascending"), build("pcgrad", order=torch.arange(3).expand(3, 3))]
     assert all(not method.initial_state() for method in fixed)

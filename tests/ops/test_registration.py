@@ -58,9 +58,15 @@ def weight_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
     return [(G @ G.T,), (G @ G.T, order), (G @ G.T, None, key, True, 0.5)]
 
 
+def solve_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
+    G = maker(torch.float64, device)(2, 4, 5)
+    return [(G[0] @ G[0].T, "krum", [0.0, 1.0]), (G @ G.mT, "krum", [1.0, 2.0])]
+
+
 CALLS: dict[str, Callable[[str, Any], list[tuple[Any, ...]]]] = {
     "gram": gram_calls,
     "pcgrad_weights": weight_calls,
+    "solve": solve_calls,
     "combine": combine_calls,
     "combine_": combine_in_place_calls,
     "pcgrad_": pcgrad_calls,
