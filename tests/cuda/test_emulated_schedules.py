@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from cuda_emulator import EmulationError, Emulator, Float64, Row, barriers, placed
+from ops.solver_calls import SOLVER_METHODS, solver_call
 
 SEEDS = range(1, 9)
 
@@ -50,6 +52,19 @@ def fused_solver(emulator: Emulator) -> list[Float64]:
     return list(emulator.pcgrad_weights(pieces=[rows(5, 5001)], key=np.array([3, 4], dtype=np.int64)))
 
 
+def solvers(emulator: Emulator) -> list[Float64]:
+    """Every solver that the registry knows, in shared and in device memory; and with a K that is not finite."""
+    results = []
+    for name in SOLVER_METHODS:
+        for tasks in (5, 75) if name == SOLVER_METHODS[0] else (5,):
+            call = replace(solver_call(name, tasks, groups=2), key=torch.tensor([3, 4]))
+            broken = call.gram.clone()
+            broken[0, 1, 1] = torch.nan
+            for gram in (call.gram, broken):
+                results += [part.numpy() for part in call.on(gram).run(emulator.operators) if part is not None]
+    return results
+
+
 def combined(emulator: Emulator) -> list[Float64]:
     piece = rows(5, 5001)
     target = piece[2]
@@ -63,6 +78,7 @@ RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     gram_of_more,
     gram_of_many,
     solver,
+    solvers,
     fused_solver,
     combined,
 )

@@ -22,13 +22,13 @@ int guarded(Body body) {
 }
 
 // A table of rows in device memory, all of them dense; `scalars` [P] of the rows, `out` and `out_scalars` [P] or null.
-struct Problem {
+struct GivenRows {
   Rows rows;
   std::unique_ptr<RowTable> table;
   std::vector<int64_t> memory;
 
-  Problem(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars, char* const* out,
-          const uint8_t* out_scalars) {
+  GivenRows(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars, char* const* out,
+            const uint8_t* out_scalars) {
     rows.tasks = tasks;
     for (int p = 0; p < pieces; ++p) {
       for (int t = 0; t < tasks; ++t) rows.rows.push_back(Row{data[p * tasks + t], -1, Scalar(scalars[p])});
@@ -45,7 +45,7 @@ struct Problem {
 
 void poison(std::vector<double>& values) { std::fill(values.begin(), values.end(), nan("")); }
 
-std::vector<double> partial_sums(Problem& problem) {
+std::vector<double> partial_sums(GivenRows& problem) {
   std::vector<double> partial(gram_partials(problem.table->tasks(), problem.table->chunks()));
   poison(partial);
   gram_partials_cuda(*problem.table, partial.data(), nullptr);
@@ -63,7 +63,7 @@ GS_EXPORT void gs_remove_barrier(const char* name) { simt::remove_barrier(name);
 GS_EXPORT int gs_gram(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
                       double* gram) {
   return guarded([&] {
-    Problem problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
+    GivenRows problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
     const std::vector<double> partial = partial_sums(problem);
     gram_finish_cuda(tasks, gram_launch(tasks, problem.table->chunks()).blocks, partial.data(), gram, nullptr);
   });
@@ -72,7 +72,7 @@ GS_EXPORT int gs_gram(int tasks, int pieces, const int64_t* numel, const char* c
 GS_EXPORT int gs_combine(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
                          char* const* out, const uint8_t* out_scalars, const double* weights, int accumulate) {
   return guarded([&] {
-    Problem problem(tasks, pieces, numel, data, scalars, out, out_scalars);
+    GivenRows problem(tasks, pieces, numel, data, scalars, out, out_scalars);
     combine_cuda(*problem.table, weights, accumulate != 0, nullptr);
   });
 }
@@ -95,7 +95,7 @@ GS_EXPORT int gs_pcgrad_weights(int tasks, int kind, const int64_t* order, int64
     if (!scratch.empty()) solve.scratch = scratch.data();
     std::vector<double> partial;
     if (pieces > 0) {
-      Problem problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
+      GivenRows problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
       partial = partial_sums(problem);
       solve.partial = partial.data();
       solve.blocks = gram_launch(tasks, problem.table->chunks()).blocks;
@@ -122,7 +122,7 @@ GS_EXPORT int gs_parameter_bytes() { return int(sizeof(Table)); }
 GS_EXPORT void gs_heads(int tasks, const char* const* data, int scalar, char* out, int out_scalar, int* heads) {
   const int64_t numel = 1000;
   const uint8_t scalars = uint8_t(scalar), out_scalars = uint8_t(out_scalar);
-  const Problem problem(tasks, 1, &numel, data, &scalars, &out, &out_scalars);
+  const GivenRows problem(tasks, 1, &numel, data, &scalars, &out, &out_scalars);
   heads[0] = piece_entries(problem.table->parameter())->head;
   heads[1] = piece_entries(problem.table->parameter())->out_head;
 }
@@ -131,7 +131,7 @@ GS_EXPORT void gs_heads(int tasks, const char* const* data, int scalar, char* ou
 GS_EXPORT int gs_chunks(int tasks, int pieces, const int64_t* numel, int64_t* chunks /* [at most, 3] */, int at_most) {
   const std::vector<const char*> none(size_t(tasks) * pieces, nullptr);
   const std::vector<uint8_t> scalars(pieces, uint8_t(Scalar::f32));
-  Problem problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr);
+  GivenRows problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr);
   Table table = problem.table->parameter();
   if (table.device) table.device = problem.table->words().data();
   for (int c = 0; c < std::min(table.chunks, at_most); ++c) {

@@ -1,0 +1,65 @@
+"""Calls of the operator ``solve`` for every registered method that a compiled solver serves, as the method itself makes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from methods.gradients import FEWEST
+from torch import Tensor
+
+import gradsurgery as gs
+from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.methods import SolverMethod, Step, build
+
+SOLVER_METHODS = sorted(name for name, spec in gs.methods().items() if issubclass(spec.cls, SolverMethod))
+
+
+def task_counts(name: str, most: int) -> range:
+    """How many tasks a method takes."""
+    return range(FEWEST.get(name, 1), most + 1)
+
+
+@dataclass(frozen=True)
+class SolverCall:
+    """The operator's arguments."""
+
+    gram: Tensor
+    solver: str
+    options: list[float]
+    given: Tensor | None
+    state: Tensor | None
+    key: Tensor | None
+
+    def run(self, ops: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """(w, report, state, key) of one call; the arguments stay as they are."""
+        state = None if self.state is None else self.state.clone()
+        key = None if self.key is None else self.key.clone()
+        w, report = ops.solve(self.gram, self.solver, self.options, self.given, state, None, key)
+        return w, report, state, key
+
+    def on(self, gram: Tensor) -> SolverCall:
+        """The same call for another K."""
+        return replace(self, gram=gram)
+
+
+def solver_call(name: str, tasks: int, seed: int = 0, groups: int = 0) -> SolverCall:
+    """A call on conflicting gradients; K [T, T], or [G, T, T] with groups."""
+    generator = torch.Generator().manual_seed(1000 * seed + tasks)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    batch = (groups,) if groups else ()
+    numel = 2 * tasks + 1
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(tasks)[:tasks, None]
+    G = normal(*batch, tasks, numel) + 0.4 * signs * normal(*batch, 1, numel)
+    method = build(name)
+    assert isinstance(method, SolverMethod)
+    step = Step(losses=normal(tasks).exp())
+    gram = G @ G.mT
+    states = method.task_state(TaskGradients.of(normal(tasks, numel)), max(groups, 1))
+    state = None if method.state_name is None else states[method.state_name]
+    key = method.initial_state().get("key")
+    return SolverCall(gram, method.solver, method.options(tasks, step), method.given(gram, step), state, key)
