@@ -7,16 +7,37 @@ combines them, and the trunk gets one gradient.
 __version__ = "0.1.0"
 
 from gradsurgery.aggregator import GradientAggregator
-from gradsurgery.balancers import GradNorm, UncertaintyWeighting
+from gradsurgery.balancers import (
+    FAMO,
+    ConstantWeights,
+    DynamicWeightAverage,
+    GeometricMean,
+    GradNorm,
+    IMTLLoss,
+    RandomLossWeighting,
+    SmoothTchebycheff,
+    SoftmaxUncertainty,
+    UncertaintyWeighting,
+    balancers,
+)
 from gradsurgery.functional import aggregate, combine, gram, weights
 from gradsurgery.methods import methods
 from gradsurgery.ops import build_info
 
 __all__ = [
+    "FAMO",
+    "ConstantWeights",
+    "DynamicWeightAverage",
+    "GeometricMean",
     "GradNorm",
     "GradientAggregator",
+    "IMTLLoss",
+    "RandomLossWeighting",
+    "SmoothTchebycheff",
+    "SoftmaxUncertainty",
     "UncertaintyWeighting",
     "aggregate",
+    "balancers",
     "build_info",
     "combine",
     "gram",

@@ -62,9 +62,9 @@ def readme_tool() -> ModuleType:
     return module
 
 
-def test_the_table_of_methods_is_current() -> None:
-    assert readme_tool().with_table(TEXT) == TEXT
-    assert all(f"| `{name}` |" in TEXT for name in gs.methods())
+def test_the_tables_are_current() -> None:
+    assert readme_tool().with_tables(TEXT) == TEXT
+    assert all(f"| `{name}` |" in TEXT for name in {**gs.methods(), **gs.balancers()})
 
 
 @pytest.mark.parametrize("name", ["train", "test"])

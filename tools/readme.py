@@ -1,7 +1,7 @@
-"""What in the README is made from the code: the table of methods, and the commands that CI runs.
+"""What in the README is made from the code: the tables of methods and balancers, and the commands that CI runs.
 
-python tools/readme.py            rewrite the table of methods
-python tools/readme.py --check    fail if it is out of date
+python tools/readme.py            rewrite the tables
+python tools/readme.py --check    fail if they are out of date
 python tools/readme.py --command train|test    print a command
 """
 
@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-_BEGIN, _END = "<!-- methods: begin -->\n", "<!-- methods: end -->\n"
 
 
 def command(name: str) -> str:
@@ -35,11 +34,25 @@ def method_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(text: str) -> str:
-    """The README with its table renewed."""
-    head, rest = text.split(_BEGIN)
-    _, tail = rest.split(_END)
-    return head + _BEGIN + method_table() + _END + tail
+def balancer_table() -> str:
+    """A row for every registered balancer."""
+    import gradsurgery
+
+    lines = ["| balancer | `--balancer` | loss | options | source |", "| --- | --- | --- | --- | --- |"]
+    for spec in gradsurgery.balancers().values():
+        options = ", ".join(f"`{name}={default!r}`" for name, default in spec.options.items()) or "–"
+        lines.append(f"| `{spec.cls.__name__}` | `{spec.name}` | {spec.summary} | {options} | {spec.paper} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_tables(text: str) -> str:
+    """The README with its tables renewed."""
+    for name, table in (("methods", method_table()), ("balancers", balancer_table())):
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
+        head, rest = text.split(begin)
+        _, tail = rest.split(end)
+        text = head + begin + table + end + tail
+    return text
 
 
 def main() -> int:
@@ -52,10 +65,10 @@ def main() -> int:
         print(command(arguments.command))
         return 0
     text = README.read_text()
-    renewed = with_table(text)
+    renewed = with_tables(text)
     if arguments.check:
         if renewed != text:
-            print("README.md: the table of methods is out of date; run python tools/readme.py", file=sys.stderr)
+            print("README.md: a table is out of date; run python tools/readme.py", file=sys.stderr)
         return int(renewed != text)
     README.write_text(renewed)
     return 0

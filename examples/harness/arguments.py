@@ -15,7 +15,7 @@ from harness.precision import AMP
 from harness.run_folder import RunFolder, read_json
 from harness.schedule import SCHEDULES
 
-BALANCERS = ("none", "uncertainty", "gradnorm")
+BALANCERS = ("none", "uncertainty", *sorted(gs.balancers()))  # "uncertainty" in full is "uw"
 FREE_ON_RESUME = {"out", "resume", "workers", "device"}  # these leave the numbers alone (device: up to rounding)
 
 
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     surgery.add_argument("--form", choices=("split", "detach"), default="split",
                          help="split: one backward through all heads; detach: one head in memory at a time")  # fmt: skip
     surgery.add_argument("--balancer", choices=BALANCERS, default="none", help="how task losses are weighted")
+    surgery.add_argument("--balancer-option", action="append", type=_option, default=[], metavar="NAME=VALUE",
+                         help="an option of the balancer, such as temp=1.0; may be repeated")  # fmt: skip
     surgery.add_argument("--balancer-lr", type=at_least(0, float), default=0.01, help="learning rate of the loss weights")
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=at_least(1), default=10)

@@ -23,12 +23,16 @@ def make_surgery(problem: Problem, arguments: argparse.Namespace) -> gs.Gradient
 
 
 def make_balancer(problem: Problem, arguments: argparse.Namespace, surgery: gs.GradientAggregator) -> Balancer | None:
-    """The loss balancer that --balancer names."""
-    if arguments.balancer == "uncertainty":
-        return gs.UncertaintyWeighting(tasks=problem.tasks, kinds=problem.kinds)
-    if arguments.balancer == "gradnorm":
-        return gs.GradNorm(tasks=problem.tasks, aggregator=surgery)
-    return None
+    """The loss balancer that --balancer and --balancer-option name."""
+    if arguments.balancer == "none":
+        return None
+    spec = gs.balancers()["uw" if arguments.balancer == "uncertainty" else arguments.balancer]
+    known = {"kinds": problem.kinds, "aggregator": surgery}
+    options = {name: value for name, value in known.items() if name in spec.options}
+    try:
+        return spec.build(problem.tasks, **{**options, **dict(arguments.balancer_option)})
+    except (TypeError, ValueError) as error:
+        raise RunError(f"--balancer {arguments.balancer}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class StepResult:
 
 
 class SurgicalStep:
-    """losses → balance → surgery on the representation's gradients → clip → update.
+    """losses → balance → surgery on the representation's gradients → clip → update; FAMO then sees the losses again.
 
     `form` "split" runs one backward through all heads; "detach" one backward for each task, so that one head's activations are
     alive at a time (with a balancer, whose weights need all losses, all heads' are).
@@ -64,6 +68,8 @@ class SurgicalStep:
                 nn.utils.clip_grad_norm_(self.problem.model.parameters(), self.clip_norm)
             scaler.step(self.optimizer)
             scaler.update()
+            if isinstance(self.balancer, gs.FAMO) and not self.balancer.update_on_next_call:
+                self.balancer.update(self._losses_anew(batch))
         return StepResult({task: loss.detach() for task, loss in losses.items()}, scale)
 
     def _backward_split(self, batch: Any) -> dict[str, Tensor]:
@@ -95,6 +101,14 @@ class SurgicalStep:
         else:
             self.surgery.reset()
         return losses
+
+    @torch.no_grad()
+    def _losses_anew(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of the batch after the update, without surgery."""
+        with self.precision.autocast():
+            features = self.problem.represent(batch)
+            losses = {task: self.problem.loss(task, features, batch) for task in self.problem.tasks}
+        return {task: loss for task, loss in losses.items() if loss is not None}
 
     def _propagate(self, task: str, loss: Tensor) -> Tensor:
         """Backward through the head alone; returns the loss without its graph."""

@@ -11,6 +11,7 @@ from rich.console import Console
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
+from gradsurgery.balancers import EpochBalancer
 from harness.arguments import configuration
 from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.errors import RunError
@@ -42,7 +43,8 @@ class Training:
         groups = problem.parameter_groups(arguments.lr, arguments.lr if arguments.head_lr is None else arguments.head_lr)
         if self.balancer is not None:
             self.balancer.to(self.device)
-            groups.append({"params": list(self.balancer.parameters()), "lr": arguments.balancer_lr, "weight_decay": 0.0})
+            if learned := list(self.balancer.parameters()):
+                groups.append({"params": learned, "lr": arguments.balancer_lr, "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(groups, lr=arguments.lr, weight_decay=arguments.weight_decay)
         self.sampler = EpochSampler(_sized(problem.train_data), arguments.seed)
         samples = len(self.sampler)
@@ -73,6 +75,8 @@ class Training:
                 while not self.finished:
                     completed = self._train_epoch(interrupt)
                     if completed:
+                        if isinstance(self.balancer, EpochBalancer):
+                            self.balancer.end_epoch()
                         self._validate()
                         self.epoch, self.position = self.epoch + 1, 0
                     self.save()

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 Losses: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor | None]
 """A dict by task name, or a sequence in the order of the tasks; a missing name or a None is a task absent in this step."""
 
+PerTask: TypeAlias = float | Mapping[str, float] | Sequence[float] | Tensor
+"""One number for all tasks, or one each: a dict by task name, or a sequence or a tensor [T] in the order of the tasks."""
+
 
 class Balancer(nn.Module):
     """Turns the tasks' losses into one scalar: ``balancer(losses).backward()``.
@@ -38,16 +41,21 @@ class Balancer(nn.Module):
         """The term of each task present in the balanced loss; their sum is the loss."""
         raise NotImplementedError
 
+    def total(self, losses: dict[int, Tensor]) -> Tensor:
+        """The balanced loss of the tasks present."""
+        return torch.stack(list(self.terms(losses).values())).sum()
+
     def forward(self, losses: Losses) -> Tensor:
         """The balanced loss, a scalar.
 
         Args:
             losses: scalars, as a dict by name (tasks may be missing), or a sequence in the order of ``tasks`` (None for absent).
+                Those in 16 bits are balanced in float32.
 
         Raises:
             TypeError, ValueError: an unknown name, a wrong number of losses, a loss that is no scalar tensor, or no loss at all.
         """
-        return torch.stack(list(self.terms(self._given(losses)).values())).sum()
+        return self.total(self._given(losses))
 
     def weighted(self, losses: Losses) -> dict[str, Tensor]:
         """The terms of ``forward``'s sum by task, for loops that propagate one head at a time."""
@@ -73,10 +81,32 @@ class Balancer(nn.Module):
             if not isinstance(loss, Tensor) or loss.numel() != 1:
                 found = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
                 raise TypeError(f"losses[{self.tasks[t]!r}]: expected a scalar tensor, found {found}; reduce it (.mean()) first.")
-            given[t] = loss.reshape(())
+            # float16 and bfloat16 would round the weights, and a sum of losses, to three digits.
+            given[t] = loss.reshape(()).float() if loss.dtype in (torch.float16, torch.bfloat16) else loss.reshape(())
         if not given:
             raise ValueError("losses: expected the loss of at least one task, found none.")
         return given
+
+    @property
+    def _learning(self) -> bool:
+        """Whether a call may change the balancer: in training, where a backward pass may follow."""
+        return self.training and torch.is_grad_enabled()
+
+    def _each(self, name: str, value: PerTask) -> list[float]:
+        """``value`` of the option ``name`` task by task."""
+        T = len(self.tasks)
+        if isinstance(value, (int, float)):
+            return [float(value)] * T
+        each: list[float] = []
+        if isinstance(value, Mapping):
+            each = [value[task] for task in self.tasks] if set(value) == set(self.tasks) else []
+        elif isinstance(value, Tensor):
+            each = value.tolist() if value.dim() == 1 else []
+        else:
+            each = list(value)
+        if len(each) != T:
+            raise ValueError(f"{name}: expected one number or {T} ({', '.join(self.tasks)}), found {value!r}.")
+        return [float(number) for number in each]
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from gradsurgery.capture.probe import probing
 from gradsurgery.monitor import Statistics
 
 from .base import Balancer
+from .registry import register
 
 # Weights are positive by meaning; a long step of the optimizer must not turn a task's gradient around.
 _SMALLEST = 1e-3
@@ -34,8 +36,18 @@ def gradnorm_gradient(norms: Tensor, weights: Tensor, rates: Tensor, alpha: floa
     return torch.where(difference.isnan(), difference, torch.sign(difference) * norms / weights)
 
 
+def logits_gradient(gradient: Tensor, weights: Tensor) -> Tensor:
+    """d/ds_t = w_t (d/dw_t - sum_u w_u d/dw_u / sum_u w_u) for w proportional to softmax(s), over the tasks present. [T]"""
+    return weights * (gradient - (weights * gradient).sum() / weights.sum())
+
+
+@register(
+    "gradnorm",
+    paper="Chen et al., GradNorm, ICML 2018 (arXiv:1711.02257)",
+    properties=("learned", "reads_gradients", "permutation_equivariant", "homogeneous", "weights_sum_to_tasks"),
+)
 class GradNorm(Balancer):
-    """sum_t w_t L_t, with w trained so that G_t = |grad of w_t L_t| approaches mean(G) r_t^alpha.
+    """sum_t w_t L_t, with w trained so that G_t = ‖grad of w_t L_t‖ approaches mean(G) r_t^alpha.
 
     r_t = (L_t / L_t(0)) / mean(L / L(0)) is the task's relative inverse training rate. The gradient goes to w alone, in closed form
     (no double backward), and w is renormalised to sum to T at every call, as in Chen et al., GradNorm, ICML 2018
@@ -45,7 +57,8 @@ class GradNorm(Balancer):
     ``balancer.parameters()`` belongs in an optimizer; the paper uses Adam with a learning rate of its own (0.025). The gradients'
     norms come from one of two places:
 
-    * ``aggregator``: the Gram matrix of the surgery that takes place anyway, at the shared representation; costs nothing.
+    * ``aggregator``: the Gram matrix of the surgery that takes place anyway, at the shared representation; costs nothing. A copy
+      or a pickle does not listen to it, and says so when it should learn.
     * ``layer``: the parameters of a shared layer, the paper's W; costs one partial backward pass a task, down to that layer. Under
       float16 these passes are not scaled; use ``aggregator`` there.
 
@@ -56,6 +69,8 @@ class GradNorm(Balancer):
         alpha: restoring force; 1.5 in the paper's NYUv2 experiments, 0.12 in its toy example.
         initial_losses: L(0) by task; by default the mean of the task's first ``initial_steps`` losses.
         initial_steps: see ``initial_losses``.
+        parametrisation: "weights", the paper's: ``task_weights`` holds w. "softmax": it holds s with w = T softmax(s), as in
+            LibMTL; w is positive by itself, and neither clamped nor renormalised.
     """
 
     _initial: Tensor
@@ -70,6 +85,7 @@ class GradNorm(Balancer):
         alpha: float = 1.5,
         initial_losses: Mapping[str, float] | Sequence[float] | None = None,
         initial_steps: int = 1,
+        parametrisation: Literal["weights", "softmax"] = "weights",
     ) -> None:
         super().__init__(tasks)
         if (aggregator is None) == (layer is None):
@@ -80,7 +96,10 @@ class GradNorm(Balancer):
             raise ValueError(f"alpha: expected a number >= 0, found {alpha}.")
         if initial_steps < 1:
             raise ValueError(f"initial_steps: expected a positive integer, found {initial_steps}.")
+        if parametrisation not in ("weights", "softmax"):
+            raise ValueError(f"parametrisation: expected 'weights' or 'softmax', found {parametrisation!r}.")
         T = len(self.tasks)
+        self.parametrisation = parametrisation
         self.alpha = alpha
         self.initial_steps = initial_steps
         self.task_weights = nn.Parameter(torch.ones(T))
@@ -99,6 +118,7 @@ class GradNorm(Balancer):
         # In a tuple, since neither the layer's parameters nor the aggregator's state are this module's.
         self._layer = None if layer is None else (_parameters(layer),)
         self._rates: dict[int, Tensor] = {}
+        self._listens = aggregator is not None
         if aggregator is not None:
             if aggregator.declared and not set(aggregator.tasks) <= set(self.tasks):
                 raise ValueError(
@@ -114,20 +134,32 @@ class GradNorm(Balancer):
             handle = aggregator.register_step_hook(listen)
             weakref.finalize(self, handle.remove)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, or what comes out of a pickle, is not the object that the aggregator calls.
+        return {**self.__dict__, "_listens": False}
+
     @property
     def weights(self) -> Tensor:
         """w, positive and summing to T. [T]"""
+        if self.parametrisation == "softmax":
+            return len(self.tasks) * self.task_weights.detach().softmax(0)
         w = self.task_weights.detach().clamp_min(_SMALLEST)
         return w * (len(self.tasks) / w.sum())
 
     def terms(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
-        """w_t L_t by task; in training also renormalises w, follows L(0), and prepares the gradient of w."""
+        """w_t L_t by task; in training also renormalises w ("weights"), follows L(0), and prepares the gradient of w."""
         w = self.weights
         weighted = {t: w[t] * loss for t, loss in losses.items()}
-        if not (self.training and torch.is_grad_enabled()):
+        if not self._learning:
             return weighted
+        if self._layer is None and not self._listens:
+            raise RuntimeError(
+                "GradNorm: expected an aggregator to listen to, found a copy, which has none; build a GradNorm with aggregator= "
+                "and load the copy's state_dict(), or put the copy in eval mode."
+            )
         with torch.no_grad():
-            self.task_weights.copy_(w)
+            if self.parametrisation == "weights":
+                self.task_weights.copy_(w)
             self._rates = self._training_rates(losses)
         if self._layer is None:
             return weighted
@@ -160,13 +192,16 @@ class GradNorm(Balancer):
 
     @torch.no_grad()
     def _gradient(self, norms: dict[int, Tensor]) -> dict[int, Tensor]:
-        """The gradient of w over the tasks present, from G_t = |grad of w_t L_t|."""
+        """The gradient of ``task_weights`` over the tasks present, from G_t = |grad of w_t L_t|."""
         here = list(norms)
         G = torch.stack([norms[t] for t in here])
         r = torch.stack([self._rates[t] for t in here]).to(G)
-        w = torch.stack([self.task_weights[t] for t in here]).to(G)
-        gradient = gradnorm_gradient(G, w, r, self.alpha).to(self.task_weights.dtype)
-        return dict(zip(here, gradient, strict=True))
+        every = self.weights if self.parametrisation == "softmax" else self.task_weights
+        w = torch.stack([every[t] for t in here]).to(G)
+        gradient = gradnorm_gradient(G, w, r, self.alpha)
+        if self.parametrisation == "softmax":
+            gradient = logits_gradient(gradient, w)
+        return dict(zip(here, gradient.to(self.task_weights.dtype), strict=True))
 
     @torch.no_grad()
     def _on_surgery(self, step: Statistics, gram: Tensor) -> None:

@@ -8,12 +8,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from .base import Balancer
+from .base import Balancer, PerTask
+from .registry import register
 
 Form = Literal["kendall", "exponential", "liebel"]
 Kind = Literal["regression", "classification"]
 
 
+@register(
+    "uw",
+    paper="Kendall et al., Multi-Task Learning Using Uncertainty to Weigh Losses, CVPR 2018 (arXiv:1705.07115)",
+    properties=("learned", "permutation_equivariant"),
+)
 class UncertaintyWeighting(Balancer):
     """sum_t f_t exp(-s_t) L_t + R(s_t), with learned log-variances s_t = log sigma_t^2.
 
@@ -41,7 +47,7 @@ class UncertaintyWeighting(Balancer):
         *,
         form: Form = "kendall",
         kinds: Kind | Sequence[Kind] = "regression",
-        initial_log_vars: float | Sequence[float] = 0.0,
+        initial_log_vars: PerTask = 0.0,
     ) -> None:
         super().__init__(tasks)
         T = len(self.tasks)
@@ -50,11 +56,7 @@ class UncertaintyWeighting(Balancer):
         each = [kinds] * T if isinstance(kinds, str) else list(kinds)
         if len(each) != T or not set(each) <= {"regression", "classification"}:
             raise ValueError(f"kinds: expected 'regression' or 'classification', for all or each of {T} tasks, found {kinds!r}.")
-        start = (
-            [float(initial_log_vars)] * T if isinstance(initial_log_vars, (int, float)) else [float(s) for s in initial_log_vars]
-        )
-        if len(start) != T:
-            raise ValueError(f"initial_log_vars: expected one number or {T}, found {initial_log_vars!r}.")
+        start = self._each("initial_log_vars", initial_log_vars)
         self.form = form
         self.kinds = tuple(each)
         self.factors = tuple(1.0 if form == "exponential" or kind == "classification" else 0.5 for kind in each)

@@ -35,7 +35,7 @@ class ToyProblem:
             {"trunk": nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.25)), "side": nn.Linear(8, 1), "height": nn.Linear(8, 1)}
         )
         self.loss_units = {"side": "nats", "height": "squared"}
-        self.absent, self.after_step, self.steps = absent, after_step, 0
+        self.absent, self.after_step, self.steps, self.passes = absent, after_step, 0, 0
 
     def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
         heads = [*self.model["side"].parameters(), *self.model["height"].parameters()]
@@ -45,8 +45,9 @@ class ToyProblem:
         pass
 
     def represent(self, batch: Any) -> Tensor:
-        self.steps += 1
-        if self.after_step is not None:
+        self.passes += 1
+        self.steps += torch.is_grad_enabled()
+        if self.after_step is not None and torch.is_grad_enabled():
             self.after_step(self.steps)
         features: Tensor = self.model["trunk"](batch[0])
         return features

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from harness.arguments import BALANCERS
 from harness.errors import RunError
 from harness.step import SurgicalStep
 from harness.training import Training
 from torch import Tensor
+
+import gradsurgery as gs
 
 BATCH = (torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([[0.0], [1], [1], [0]]), torch.ones(4, 1))
 
@@ -20,7 +23,7 @@ def _gradients(problem: Any, step: SurgicalStep) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in problem.model.parameters()]
 
 
-@pytest.mark.parametrize("balancer", ["none", "uncertainty", "gradnorm"])
+@pytest.mark.parametrize("balancer", BALANCERS)
 @pytest.mark.parametrize("method", ["sum", "pcgrad"])
 def test_both_forms_leave_the_same_gradients(toy: Any, start: Callable[..., Training], method: str, balancer: str) -> None:
     found = []
@@ -32,7 +35,7 @@ def test_both_forms_leave_the_same_gradients(toy: Any, start: Callable[..., Trai
     for one, other in zip(found[0][0], found[1][0], strict=True):
         torch.testing.assert_close(one, other)
     learned = [[] if training.balancer is None else list(training.balancer.parameters()) for _, training in found]
-    assert len(learned[0]) == (balancer != "none")
+    assert len(learned[0]) == (balancer in ("uncertainty", "uw", "gradnorm", "imtll"))
     for one, other in zip(*learned, strict=True):
         assert one.grad is not None
         assert other.grad is not None
@@ -91,3 +94,41 @@ def test_mixed_precision_trains_and_reports_unscaled_norms(toy: Any, start: Call
 def test_unknown_method_options_are_an_error_for_the_user(toy: Any, start: Callable[..., Training]) -> None:
     with pytest.raises(RunError, match=r"--method sum: .*no option 'c'"):
         start(toy(), "--method", "sum", "--method-option", "c=0.4")
+
+
+def test_balancers_take_options_and_refuse_others(toy: Any, start: Callable[..., Training]) -> None:
+    training = start(toy(), "--balancer", "uw", "--balancer-option", "form=liebel")
+    training.log.close()
+    assert training.balancer is not None
+    assert training.balancer.form == "liebel"
+    assert training.balancer.kinds == ("classification", "regression")
+    with pytest.raises(RunError, match=r"--balancer gls: .*no option 'temp'"):
+        start(toy(), "--balancer", "gls", "--balancer-option", "temp=2", out="other")
+
+
+@pytest.mark.parametrize("form", ["split", "detach"])
+def test_famo_sees_the_losses_after_the_update(toy: Any, start: Callable[..., Training], form: str) -> None:
+    problem = toy()
+    training = start(problem, "--balancer", "famo", "--form", form)
+    problem.model.eval()
+    before = training.update(BATCH).losses
+    training.log.close()
+    features = problem.represent(BATCH)
+    after = {task: problem.loss(task, features, BATCH).detach() for task in problem.tasks}
+    expected = gs.FAMO(problem.tasks)
+    expected(before)
+    expected.update(after)
+    assert isinstance(training.balancer, gs.FAMO)
+    assert torch.equal(training.balancer.logits, expected.logits)
+    assert training.balancer.logits.abs().max() > 0
+
+
+def test_famo_may_wait_for_the_next_batch(toy: Any, start: Callable[..., Training]) -> None:
+    problem = toy()
+    training = start(problem, "--balancer", "famo", "--balancer-option", "update_on_next_call=True")
+    for _ in range(3):
+        training.update(BATCH)
+    training.log.close()
+    assert isinstance(training.balancer, gs.FAMO)
+    assert training.balancer._steps.tolist() == [2, 2]
+    assert problem.passes == 3, "no second pass"

@@ -17,6 +17,9 @@ COMBINATIONS = [
     ("sum", "split", "none"),
     ("pcgrad", "split", "uncertainty"),
     ("pcgrad", "detach", "gradnorm"),
+    ("sum", "detach", "famo"),
+    ("pcgrad", "split", "dwa"),
+    ("sum", "split", "rlw"),
 ]
 
 
@@ -104,6 +107,18 @@ def test_training_lowers_the_losses_and_logs_every_step(toy: Any, start: Callabl
     assert errors[-1] < 0.3 * errors[0]
     assert set(log["conflicts"].values()) <= {0.0, 1.0}
     assert all(-1 <= cosine <= 1 for cosine in log["cosine/side-height"].values())
+
+
+def test_dwa_hears_of_every_epoch(toy: Any, start: Callable[..., Training], tmp_path: Path) -> None:
+    training = start(toy(), "--epochs", "4", "--balancer", "dwa", "--lr", "0.03")
+    training.run()
+    log = read_log(tmp_path / "run/log.csv")
+    means = {task: [sum(log[f"loss/{task}"][4 * e + k] for k in range(1, 5)) / 4 for e in range(4)] for task in ("side", "height")}
+    assert {log["balance/side"][step] for step in range(1, 9)} == {1.0}
+    for epoch in (2, 3):
+        rates = torch.tensor([means[task][epoch - 1] / means[task][epoch - 2] for task in means])
+        found = [log[f"balance/{task}"][4 * epoch + 1] for task in means]
+        assert found == pytest.approx((2 * (rates / 2).softmax(0)).tolist(), rel=1e-4)
 
 
 def test_early_stopping_ends_the_run(toy: Any, start: Callable[..., Training]) -> None:

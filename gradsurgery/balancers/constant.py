@@ -1,0 +1,42 @@
+"""Constant weights: the tuned scalarisation that every balancer is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import PerTask
+from .loss_only import LossOnlyBalancer
+from .registry import register
+
+
+@register(
+    "constant",
+    paper="fixed weights; see Xin et al., Do Current Multi-Task Optimization Methods in Deep Learning Even Help?, NeurIPS 2022",
+    properties=("permutation_equivariant", "homogeneous"),
+)
+class ConstantWeights(LossOnlyBalancer):
+    """sum_t w_t L_t with constant w.
+
+    Args:
+        tasks: the tasks' names, or their number.
+        weights: w, for all tasks or one each.
+    """
+
+    _constant: Tensor
+
+    def __init__(self, tasks: Sequence[str] | int, *, weights: PerTask = 1.0) -> None:
+        super().__init__(tasks)
+        constant = torch.tensor(self._each("weights", weights), dtype=torch.float64)
+        self.register_buffer("_constant", constant, persistent=False)
+
+    @property
+    def weights(self) -> Tensor:
+        """w. [T], float64"""
+        return self._constant.clone()
+
+    def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
+        w = self._constant[self._at(here)]
+        return (w * losses).sum(), w

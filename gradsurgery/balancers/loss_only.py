@@ -1,0 +1,78 @@
+"""What balancers share whose loss is a function of the losses alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .base import Balancer
+
+
+class LossOnlyBalancer(Balancer):
+    """L = B(L_1, ..., L_T) with weights w_t = dB/dL_t, of which a subclass gives both.
+
+    T numbers are computed in float64 and the loss is returned in the losses' dtype (float32 at least). Buffers follow the losses'
+    device, and nothing waits for it. In distributed training each rank weighs by its own losses; average them over the ranks first
+    where the weights have to agree.
+    """
+
+    _weights: Tensor
+
+    def __init__(self, tasks: Sequence[str] | int) -> None:
+        super().__init__(tasks)
+        self.register_buffer("_weights", torch.full((len(self.tasks),), torch.nan, dtype=torch.float64))
+
+    @property
+    def weights(self) -> Tensor:
+        """w of the last call in training, 0 for tasks that were absent, NaN before the first; without graph. [T], float64"""
+        return self._weights.clone()
+
+    def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
+        """The balanced loss and its weights.
+
+        Args:
+            losses: of the tasks present, with their graph. [n], float64
+            here: the positions of these tasks. [n]
+
+        Returns:
+            B, a scalar with graph; and dB/dL without. [n]
+        """
+        raise NotImplementedError
+
+    def total(self, losses: dict[int, Tensor]) -> Tensor:
+        stacked = torch.stack(list(losses.values()))
+        return self._evaluate(stacked.double(), list(losses))[0].to(stacked.dtype)
+
+    def terms(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
+        """w_t L_t, and an equal share of what is missing to B, by task."""
+        stacked = torch.stack(list(losses.values()))
+        value, w = self._evaluate(stacked.detach().double(), list(losses))
+        rest = (value - (w * stacked.detach()).sum()) / len(losses)
+        return {t: (w[i] * loss.double() + rest).to(stacked.dtype) for i, (t, loss) in enumerate(losses.items())}
+
+    def _evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
+        self._follow(losses.device)
+        value, w = self.evaluate(losses, here)
+        if self._learning:
+            with torch.no_grad():
+                self._weights = self._scattered(w, here)
+        return value, w
+
+    def _follow(self, device: torch.device) -> None:
+        for name, buffer in self._buffers.items():
+            if buffer is not None and buffer.device != device:
+                self._buffers[name] = buffer.to(device)
+
+    def _at(self, here: list[int]) -> slice | list[int]:
+        """An index for the tasks present; all of them without a gather."""
+        return slice(None) if len(here) == len(self.tasks) else here
+
+    def _scattered(self, values: Tensor, here: list[int]) -> Tensor:
+        """``values`` of the tasks present at their positions, 0 elsewhere. [T]"""
+        if len(here) == len(self.tasks):
+            return values.detach().clone()
+        every = dict(zip(here, values.detach().unbind(), strict=True))
+        zero = values.new_zeros(())
+        return torch.stack([every.get(t, zero) for t in range(len(self.tasks))])
