@@ -9,6 +9,8 @@ import pytest
 import torch
 from methods.gradients import FEWEST
 from oracles import scalarization
+from oracles.fairgrad import fairgrad, nashmtl
+from oracles.gradvac import gradvac
 from oracles.krum import krum
 from oracles.pcgrad import pcgrad
 from tolerances import DTYPES, assert_combined_close, assert_gram_close
@@ -20,6 +22,9 @@ from gradsurgery.methods import build
 
 METHODS = sorted(gs.methods())
 ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "fairgrad": fairgrad,
+    "gradvac": gradvac,
+    "nashmtl": nashmtl,
     "krum": krum,
     "pcgrad": pcgrad,
     "sum": scalarization.total,

@@ -2,6 +2,13 @@
 // it.
 #pragma once
 
+#include "fairgrad.h"
+#include "gradvac.h"
 #include "krum.h"
+#include "nashmtl.h"
 
-#define GS_FOR_EACH_SOLVER(USE) USE(Krum)
+#define GS_FOR_EACH_SOLVER(USE) \
+  USE(FairGrad)                 \
+  USE(GradVac)                  \
+  USE(Krum)                     \
+  USE(NashMTL)

@@ -1,6 +1,6 @@
 """Methods: K -> w. A new one is a file here and a line below."""
 
-from . import krum, mean, pcgrad, sum
+from . import fairgrad, gradvac, krum, mean, nashmtl, pcgrad, sum
 from .registry import Method, MethodSpec, Solution, SolverMethod, Step, build, methods, register
 
 __all__ = [
@@ -10,9 +10,12 @@ __all__ = [
     "SolverMethod",
     "Step",
     "build",
+    "fairgrad",
+    "gradvac",
     "krum",
     "mean",
     "methods",
+    "nashmtl",
     "pcgrad",
     "register",
     "sum",

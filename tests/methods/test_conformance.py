@@ -68,15 +68,49 @@ def pcgrad_set(vector: Vector) -> None:
     assert meet(torch.stack(explicit).mean(0), vector["expected_out"], atol)
 
 
+def approximate(vector: Vector, name: str) -> None:
+    """Another's loose solver, within the atol that its vector has for it; the number of its iterations is nothing of ours."""
+    plain(vector, name, **{key: value for key, value in vector["params"].items() if key != "optim_niter"})
+
+
+def gradvac_seq(vector: Vector) -> None:
+    """Consecutive steps of one memory, through ``GradientAggregator``."""
+    assert vector["params"]["ema"] == "every pair"  # and eps 1e-8 in denominators, which the vector's atol allows for
+    surgery = gs.GradientAggregator("gradvac", beta=vector["params"]["beta"], order="ascending")
+    for rows, expected in zip(vector["sequence_G"], vector["expected_seq"], strict=True):
+        G = torch.tensor(rows, dtype=torch.float64)
+        z = torch.zeros(G.shape[1], dtype=torch.float64, requires_grad=True)
+        sum((view * g).sum() for view, g in zip(surgery.split(z, len(G)), G, strict=True)).backward()  # type: ignore[union-attr]
+        assert z.grad is not None
+        assert meet(z.grad, expected, vector["atol"])
+
+
 RUNNERS: dict[str, Callable[[Vector], None]] = {
     "sum": lambda vector: plain(vector, "sum"),
     "mean": lambda vector: plain(vector, "mean"),
+    "fairgrad": lambda vector: approximate(vector, "fairgrad"),
+    "fairgrad_exact": lambda vector: plain(vector, "fairgrad", **vector["params"]),
+    "gradvac_seq": gradvac_seq,
+    "nash_exact": lambda vector: plain(vector, "nashmtl", **vector["params"]),
+    "nashmtl": lambda vector: approximate(vector, "nashmtl"),
     "krum": lambda vector: plain(vector, "krum", **vector["params"]),
     "pcgrad": pcgrad,
     "pcgrad_set": pcgrad_set,
     "pcgrad_include_self": pcgrad_include_self,
 }
-COUNTS = {"krum": 6, "sum": 6, "mean": 6, "pcgrad": 10, "pcgrad_set": 10, "pcgrad_include_self": 6}
+COUNTS = {
+    "sum": 6,
+    "mean": 6,
+    "fairgrad": 6,
+    "fairgrad_exact": 6,
+    "gradvac_seq": 6,
+    "krum": 6,
+    "nash_exact": 10,
+    "nashmtl": 6,
+    "pcgrad": 10,
+    "pcgrad_set": 10,
+    "pcgrad_include_self": 6,
+}
 CASES = [vector for vector in VECTORS if vector["method"] in RUNNERS and not vector["reference_unreliable"]]
 
 

