@@ -16,8 +16,8 @@ const ParallelFor& torch_threads() {
 }
 
 Tensor empty_f64(std::initializer_list<int64_t> sizes) {
-  int64_t strides[2] = {1, 1};
-  if (sizes.size() == 2) strides[0] = sizes.begin()[1];
+  int64_t strides[3] = {1, 1, 1};
+  for (int d = int(sizes.size()) - 2; d >= 0; --d) strides[d] = strides[d + 1] * sizes.begin()[d + 1];
   AtenTensorHandle handle = nullptr;
   // The C shim, not stable::empty: this is half of the fixed cost of a small call.
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(sizes.size()), sizes.begin(), strides, aoti_torch_dtype_float64(),
@@ -52,19 +52,20 @@ struct Order {
   }
 };
 
-Tensor gram(Gradients grads, int64_t tasks, bool stacked) {
-  const Rows rows = rows_of(grads, tasks, stacked, nullptr);
-  Tensor result = empty_f64({tasks, tasks});
+Tensor gram(Gradients grads, int64_t tasks, bool stacked, Groups given) {
+  const std::vector<int64_t> groups = groups_of(given);
+  const int64_t count = groups.empty() ? 1 : count_groups(groups);
+  const Rows rows = rows_of(grads, tasks, stacked, nullptr, groups, count);
+  Tensor result = groups.empty() ? empty_f64({tasks, tasks}) : empty_f64({count, tasks, tasks});
   gram_cpu(rows, torch_threads(), static_cast<double*>(result.mutable_data_ptr()));
   return result;
 }
 
 Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale) {
-  STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == gram.size(1), "gradsurgery: gram must be [T, T]");
-  const int64_t tasks = gram.size(0);
+  const auto [groups, tasks] = check_gram(gram);
   const Order how(order, key, tasks, include_self, scale);
-  Tensor w = empty_f64({tasks});
-  gradsurgery::pcgrad_weights(float64_data(gram, "gram"), int(tasks), how.options, how.order, how.key,
+  Tensor w = gram.dim() == 2 ? empty_f64({tasks}) : empty_f64({groups, tasks});
+  gradsurgery::pcgrad_weights(float64_data(gram, "gram"), int(groups), int(tasks), how.options, how.order, how.key,
                               static_cast<double*>(w.mutable_data_ptr()));
   return w;
 }
@@ -100,15 +101,17 @@ std::tuple<Tensor, Tensor> solve(Tensor gram, std::string solver, std::vector<do
   return {w, report};
 }
 
-void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
+void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate, Groups given) {
+  const std::vector<int64_t> groups = groups_of(given);
   const double* w = float64_data(weights, "weights");
-  combine_cpu(rows_of(grads, weights.numel(), stacked, &out), w, accumulate, torch_threads());
+  const auto [count, tasks] = check_weights(weights, groups);
+  combine_cpu(rows_of(grads, tasks, stacked, &out, groups, count), w, accumulate, torch_threads());
 }
 
 std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked,
                                    std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale,
                                    bool accumulate) {
-  const Rows rows = rows_of(grads, tasks, stacked, &out);
+  const Rows rows = rows_of(grads, tasks, stacked, &out, {}, 1);
   const Order how(order, key, tasks, include_self, scale);
   Tensor gram = empty_f64({tasks, tasks}), w = empty_f64({tasks});
   pcgrad_cpu(rows, how.options, how.order, how.key, accumulate, torch_threads(), static_cast<double*>(gram.mutable_data_ptr()),

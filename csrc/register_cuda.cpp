@@ -41,8 +41,9 @@ struct Prepared {
   std::optional<Tensor> table_memory;
 
   Prepared(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out, bool accumulate,
-           const DeviceScope& scope)
-      : dense(rows_of(checked(grads, out, scope), tasks, stacked, out), scope, accumulate), table(dense.rows()) {
+           const std::vector<int64_t>& groups, int64_t group_count, const DeviceScope& scope)
+      : dense(rows_of(checked(grads, out, scope), tasks, stacked, out, groups, group_count), scope, accumulate),
+        table(dense.rows()) {
     if (table.device_bytes() == 0) return;
     table_memory = scope.empty({table.device_bytes() / 8}, ScalarType::Long);
     table.place(table_memory->mutable_data_ptr());
@@ -64,10 +65,9 @@ struct Partials {
   int blocks;
 
   Partials(Prepared& prepared, const DeviceScope& scope)
-      : memory(scope.empty({std::max<int64_t>(1, gram_partials(prepared.table.tasks(), prepared.table.chunks()))},
-                           ScalarType::Double)),
+      : memory(scope.empty({std::max<int64_t>(1, gram_partials(prepared.table))}, ScalarType::Double)),
         data(static_cast<double*>(memory.mutable_data_ptr())),
-        blocks(gram_launch(prepared.table.tasks(), prepared.table.chunks()).blocks) {
+        blocks(gram_launch(prepared.table).blocks) {
     gram_partials_cuda(prepared.table, data, scope.stream());
     scope.check_launch();
   }
@@ -79,9 +79,10 @@ struct Solver {
   Tensor w;
   std::optional<Tensor> scratch;
 
-  Solver(int64_t tasks, const std::optional<Tensor>& order, const std::optional<Tensor>& key, bool include_self, double scale,
-         const DeviceScope& scope)
-      : w(scope.empty({tasks}, ScalarType::Double)) {
+  Solver(int64_t groups, int64_t tasks, bool batch, const std::optional<Tensor>& order, const std::optional<Tensor>& key,
+         bool include_self, double scale, const DeviceScope& scope)
+      : w(batch ? scope.empty({groups, tasks}, ScalarType::Double) : scope.empty({tasks}, ScalarType::Double)) {
+    problem.groups = int(groups);
     problem.tasks = int(tasks);
     problem.options.kind = order ? OrderKind::given : key ? OrderKind::random : OrderKind::ascending;
     problem.options.include_self = include_self;
@@ -90,7 +91,7 @@ struct Solver {
     if (key) problem.key = int64_data(*key, 2, scope, "key");
     problem.w = static_cast<double*>(w.mutable_data_ptr());
     if (pcgrad_scratch_bytes(problem.tasks) > 0) {
-      scratch = scope.empty({(pcgrad_scratch_bytes(problem.tasks) + 7) / 8}, ScalarType::Double);
+      scratch = scope.empty({groups, pcgrad_scratch_bytes(problem.tasks) / 8}, ScalarType::Double);
       problem.scratch = static_cast<char*>(scratch->mutable_data_ptr());
     }
   }
@@ -109,20 +110,23 @@ void combine(Prepared& prepared, const double* weights, bool accumulate, const D
 
 }  // namespace
 
-Tensor gram(Gradients grads, int64_t tasks, bool stacked) {
+Tensor gram(Gradients grads, int64_t tasks, bool stacked, Groups given) {
+  const std::vector<int64_t> groups = groups_of(given);
   const DeviceScope scope(first_present(grads));
-  Prepared prepared(grads, tasks, stacked, nullptr, false, scope);
-  Tensor result = scope.empty({tasks, tasks}, ScalarType::Double);
+  const int64_t count = groups.empty() ? 1 : count_groups(groups);
+  Prepared prepared(grads, tasks, stacked, nullptr, false, groups, count, scope);
+  Tensor result =
+      groups.empty() ? scope.empty({tasks, tasks}, ScalarType::Double) : scope.empty({count, tasks, tasks}, ScalarType::Double);
   const Partials partials(prepared, scope);
-  gram_finish_cuda(int(tasks), partials.blocks, partials.data, static_cast<double*>(result.mutable_data_ptr()), scope.stream());
+  gram_finish_cuda(prepared.table, partials.data, static_cast<double*>(result.mutable_data_ptr()), scope.stream());
   scope.check_launch();
   return result;
 }
 
 Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale) {
-  STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == gram.size(1) && gram.size(0) >= 1, "gradsurgery: gram must be [T, T]");
+  const auto [groups, tasks] = check_gram(gram);
   const DeviceScope scope(gram);
-  Solver solver(gram.size(0), order, key, include_self, scale, scope);
+  Solver solver(groups, tasks, gram.dim() == 3, order, key, include_self, scale, scope);
   solver.problem.gram = float64_data(gram, scope, "gram");
   solver.run(scope);
   return solver.w;
@@ -175,10 +179,12 @@ std::tuple<Tensor, Tensor> solve(Tensor gram, std::string solver, std::vector<do
   return {w, report};
 }
 
-void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
+void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate, Groups given) {
+  const std::vector<int64_t> groups = groups_of(given);
   if (out.empty()) return;
   const DeviceScope scope(out.front());
-  Prepared prepared(grads, weights.numel(), stacked, &out, accumulate, scope);
+  const auto [count, tasks] = check_weights(weights, groups);
+  Prepared prepared(grads, tasks, stacked, &out, accumulate, groups, count, scope);
   combine(prepared, float64_data(weights, scope, "weights"), accumulate, scope);
 }
 
@@ -186,8 +192,8 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
                                    std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale,
                                    bool accumulate) {
   const DeviceScope scope(first_present(grads));
-  Prepared prepared(grads, tasks, stacked, &out, accumulate, scope);
-  Solver solver(tasks, order, key, include_self, scale, scope);
+  Prepared prepared(grads, tasks, stacked, &out, accumulate, {}, 1, scope);
+  Solver solver(1, tasks, false, order, key, include_self, scale, scope);
   Tensor gram = scope.empty({tasks, tasks}, ScalarType::Double);
   solver.problem.gram = static_cast<double*>(gram.mutable_data_ptr());
   const Partials partials(prepared, scope);
@@ -195,7 +201,7 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
     solver.problem.partial = partials.data;
     solver.problem.blocks = partials.blocks;
   } else {
-    gram_finish_cuda(int(tasks), partials.blocks, partials.data, solver.problem.gram, scope.stream());
+    gram_finish_cuda(prepared.table, partials.data, solver.problem.gram, scope.stream());
     scope.check_launch();
   }
   solver.run(scope);

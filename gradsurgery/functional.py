@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, check_matrix
+from gradsurgery.capture.grouping import group_indices
 from gradsurgery.capture.losses import LossesLike, losses_tensor
 from gradsurgery.methods import Method, Step, build
 from gradsurgery.methods.registry import check_gram
@@ -18,22 +19,34 @@ Gradients = Tensor | Sequence[GradientLike]
 Gradient = Tensor | list[Tensor] | list[Tensor | None]
 
 
-def gram(grads: Gradients) -> Tensor:
-    """K_ij = <g_i, g_j>, summed over all coordinates.
+def gram(grads: Gradients, *, groups: Sequence[Hashable] | None = None, against: Gradients | None = None) -> Tensor:
+    """K_ij = <g_i, g_j>, or <g_i, h_j> with h = ``against``; summed over all coordinates, or over those of each group.
 
     Args:
         grads: a tensor [T, ...], or one entry a task: a tensor, a list of P tensors or Nones, or None for an absent task, whose row
             of K is zero. float64, float32, bfloat16 or float16, any strides. Nothing is copied or concatenated.
+        groups: a label for each of the P tensors of a task's gradient: one K for all tensors of equal label, in the order in which
+            labels appear first, from one read of all. The sum of these K is the K of all tensors.
+        against: a second set of gradients, of S tasks with the same tensors. Each set is read once.
 
     Returns:
-        K [T, T], float64, on the gradients' device; symmetric by construction, and differentiable.
+        K [T, T], float64, on the gradients' device; symmetric by construction, and differentiable. [T, S] with ``against``. With
+        ``groups`` [G, T, T] or [G, T, S].
 
     Raises:
-        TypeError, ValueError: an entry of the wrong type, dtype, shape or device, or no gradient at all.
+        TypeError, ValueError: an entry of the wrong type, dtype, shape or device, or no gradient at all; ``groups`` that are not
+            one hashable label a tensor; ``against`` that does not fit ``grads``.
     """
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
-    return ops.gram(given.entries, given.tasks, given.stacked)
+    of_piece = None if groups is None else group_indices(groups, given.pieces)
+    if against is None:
+        return ops.gram(given.entries, given.tasks, given.stacked, of_piece)
+    others = TaskGradients.of(against, "against")
+    _check_against(others, given)
+    T = given.tasks
+    K = ops.gram([*_rows(given), *_rows(others)], T + others.tasks, False, of_piece)
+    return K[..., :T, T:].contiguous()
 
 
 def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike | None = None, **options: Any) -> Tensor:
@@ -49,14 +62,15 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
     return chosen.solve(gram.detach(), Step(losses=losses_tensor(losses, gram.shape[-1], gram.device))).weights
 
 
-def combine(grads: Gradients, weights: Tensor, *, out: Any = None) -> Gradient:
+def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Sequence[Hashable] | None = None) -> Gradient:
     """sum_t w_t g_t, summed in float64 on the CPU and in float32 or better on CUDA, then rounded (by way of float32 to 16 bits).
 
     Args:
         grads: as for ``gram``.
-        weights: w [T]; another floating dtype is converted to float64.
+        weights: w [T], or [G, T] with ``groups``; another floating dtype is converted to float64.
         out: where to write, of one task's form; may be one of the gradients. Without it the result is new, and differentiable in
             grads and weights.
+        groups: as for ``gram``: each tensor is combined with the weights of its group.
 
     Returns:
         A gradient of one task's form: a tensor, or a list of P (None where no task has a gradient).
@@ -66,19 +80,23 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None) -> Gradient:
     """
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
-    if not isinstance(weights, Tensor) or weights.shape != (given.tasks,):
+    of_piece = None if groups is None else group_indices(groups, given.pieces)
+    shape = (given.tasks,) if of_piece is None else (max(of_piece) + 1, given.tasks)
+    if not isinstance(weights, Tensor) or weights.shape != shape:
         found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
-        raise ValueError(f"weights: expected a tensor of shape [{given.tasks}], found {found}.")
+        raise ValueError(f"weights: expected a tensor of shape {list(shape)}, found {found}.")
     if not weights.is_floating_point():
         raise TypeError(f"weights: expected a floating dtype, found {weights.dtype}.")
     if weights.device != given.device:
         raise ValueError(f"weights: expected device {given.device} like the gradients, found {weights.device}.")
     w = weights.to(torch.float64).contiguous()
     if out is None:
-        return _filled(given, lambda present: ops.combine(present.entries, w, present.stacked))
+        reached = _reached(given)
+        groups_reached = None if of_piece is None else [of_piece[p] for p in reached]
+        return _filled(given, reached, lambda present: ops.combine(present.entries, w, present.stacked, groups_reached))
     targets = _targets(given, out)
     with torch.no_grad():
-        ops.combine_(targets, given.entries, w, given.stacked)
+        ops.combine_(targets, given.entries, w, given.stacked, groups=of_piece)
     return out  # type: ignore[no-any-return]
 
 
@@ -121,20 +139,46 @@ def aggregate(
             chosen.surgery_(targets, present, step)
             return targets
 
-        return _filled(given, surgery)
+        return _filled(given, _reached(given), surgery)
 
 
-def _filled(given: TaskGradients, run: Callable[[TaskGradients], list[Tensor]]) -> Gradient:
-    """Runs on the positions where some task has a gradient; the others stay None."""
+def _rows(given: TaskGradients) -> Sequence[Tensor | None]:
+    """Task-major entries, whichever way the gradients came: of a stacked tensor its rows. [T*P]"""
+    return given.entries[0].unbind() if given.stacked and given.entries[0] is not None else given.entries
+
+
+def _check_against(others: TaskGradients, given: TaskGradients) -> None:
+    """Raises unless ``against`` has the tensors of ``grads``."""
+    P, rows = given.pieces, _rows(given)
+    if others.pieces != P:
+        raise ValueError(f"against: expected {P} tensors a task like grads, found {others.pieces}.")
+    if others.device != given.device:
+        raise ValueError(f"against: expected device {given.device} like grads, found {others.device}.")
+    for k, other in enumerate(_rows(others)):
+        like = next((g for g in rows[k % P :: P] if g is not None), None)
+        if other is not None and like is not None and other.shape != like.shape:
+            name = f"against[{k // P}]" if others.single else f"against[{k // P}][{k % P}]"
+            raise ValueError(f"{name}: expected shape {list(like.shape)} like grads, found {list(other.shape)}.")
+
+
+def _reached(given: TaskGradients) -> list[int]:
+    """The positions where some task has a gradient."""
+    P = given.pieces
+    if given.stacked:
+        return list(range(P))
+    return [p for p in range(P) if any(g is not None for g in given.entries[p::P])]
+
+
+def _filled(given: TaskGradients, reached: list[int], run: Callable[[TaskGradients], list[Tensor]]) -> Gradient:
+    """Runs on the positions ``reached``; the others stay None."""
     if given.stacked:
         return run(given)[0]
     P = given.pieces
-    filled = [p for p in range(P) if any(g is not None for g in given.entries[p::P])]
     entries = given.entries
-    if len(filled) < P:
-        entries = [entries[t * P + p] for t in range(given.tasks) for p in filled]
+    if len(reached) < P:
+        entries = [entries[t * P + p] for t in range(given.tasks) for p in reached]
     result: list[Tensor | None] = [None] * P
-    for p, tensor in zip(filled, run(TaskGradients(entries, given.tasks)), strict=True):
+    for p, tensor in zip(reached, run(TaskGradients(entries, given.tasks)), strict=True):
         result[p] = tensor
     return result[0] if given.single else result  # type: ignore[return-value]  # a single piece is never empty
 
@@ -195,9 +239,8 @@ def _check_overlaps(targets: list[Tensor], given: TaskGradients) -> None:
     if len(storages) == len(targets) and not any(g is not None and _storage(g) in storages for g in given.entries):
         return  # the usual case, and much the cheaper to see
     P = given.pieces
-    rows = given.entries[0].unbind() if given.stacked and given.entries[0] is not None else given.entries
     spans = []
-    for k, tensor in enumerate([*targets, *rows]):
+    for k, tensor in enumerate([*targets, *_rows(given)]):
         if tensor is not None and tensor.numel() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
             start, piece = tensor.data_ptr(), k if k < P else (k - P) % P
             spans.append((start, start + tensor.numel() * tensor.element_size(), k < P, piece, tensor))

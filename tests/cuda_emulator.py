@@ -24,6 +24,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradsurgery.ops.schema import SCHEMAS
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "tests" / "cuda" / "emulator"
 TORCH = Path(torch.__file__).parent
@@ -98,7 +100,7 @@ def matrix(pieces: Sequence[Sequence[Row]]) -> Float64:
     """The gradients side by side in float64, absent ones as zeros. pieces: [P][T] -> [T, N]"""
     columns = []
     for rows in pieces:
-        numel = next(row.numel() for row in rows if row is not None)
+        numel = next((row.numel() for row in rows if row is not None), 0)
         columns.append(np.stack([np.zeros(numel) if row is None else row.double().numpy() for row in rows]))
     return np.concatenate(columns, axis=1)
 
@@ -133,16 +135,25 @@ def _pointer(array: npt.NDArray[np.generic] | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
 
 
+def _first_pieces(sizes: Sequence[int] | None, pieces: int) -> npt.NDArray[np.int64]:
+    """[G + 1]: where groups of these sizes begin."""
+    first = np.cumsum([0, *([pieces] if sizes is None else sizes)], dtype=np.int64)
+    assert first[-1] == pieces
+    return first
+
+
 class Emulator:
     """The C interface of ``emulator.cpp`` with NumPy's types; and ``operators``, the CUDA operators on CPU tensors."""
 
     def __init__(self) -> None:
         path = library()
+        self._defined = torch.library.Library("gradsurgery_emulated", "DEF")
+        for schema in SCHEMAS:
+            self._defined.define(schema)
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         self.library = ctypes.CDLL(str(path))
         self.operators = torch.ops.gradsurgery_emulated
         self.library.gs_error.restype = ctypes.c_char_p
-        self.library.gs_gram_partials.restype = ctypes.c_int64
         self.library.gs_pcgrad_memory.restype = ctypes.c_int64
 
     def call(self, name: str, *arguments: object) -> None:
@@ -160,22 +171,30 @@ class Emulator:
             self.library.gs_schedule(0)
             self.library.gs_remove_barrier(b"")
 
-    def gram(self, pieces: Sequence[Sequence[Row]]) -> Float64:
-        """K [T, T]."""
+    def gram(self, pieces: Sequence[Sequence[Row]], sizes: Sequence[int] | None = None) -> Float64:
+        """K [T, T]; or [G, T, T], where ``sizes`` [G] of the pieces after each other are a group."""
         tasks, table = len(pieces[0]), _Table.of(pieces)
-        K = np.full((tasks, tasks), np.nan)
-        self.call("gs_gram", tasks, len(pieces), *table.arguments(), _pointer(K))
-        return K
+        first = _first_pieces(sizes, len(pieces))
+        K = np.full((len(first) - 1, tasks, tasks), np.nan)
+        self.call("gs_gram", tasks, len(pieces), *table.arguments(), len(first) - 1, _pointer(first), _pointer(K))
+        return K[0] if sizes is None else K
 
-    def combine(self, out: Sequence[Tensor], pieces: Sequence[Sequence[Row]], w: Float64, accumulate: bool = False) -> None:
-        """Writes sum_t w_t g_t into ``out``."""
-        table = _Table.of(pieces, out)
+    def combine(
+        self,
+        out: Sequence[Tensor],
+        pieces: Sequence[Sequence[Row]],
+        w: Float64,
+        accumulate: bool = False,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
+        """Writes sum_t w_t g_t into ``out``; w [T], or [G, T] for groups of ``sizes``."""
+        table, first = _Table.of(pieces, out), _first_pieces(sizes, len(pieces))
         targets = np.array([row.data_ptr() for row in out], dtype=np.uint64)
         scalars = np.array([SCALARS[row.dtype] for row in out], dtype=np.uint8)
         w = np.ascontiguousarray(w, dtype=np.float64)
         self.call(
-            *("gs_combine", len(w), len(pieces), *table.arguments(), _pointer(targets), _pointer(scalars), _pointer(w)),
-            int(accumulate),
+            *("gs_combine", w.shape[-1], len(pieces), *table.arguments(), _pointer(targets), _pointer(scalars)),
+            *(len(first) - 1, _pointer(first), _pointer(w), int(accumulate)),
         )
 
     def pcgrad_weights(
@@ -187,22 +206,23 @@ class Emulator:
         include_self: bool = False,
         scale: float = 1.0,
     ) -> tuple[Float64, Float64]:
-        """(w [T], K [T, T]) from K, or from the rows of ``pieces`` in the fused form."""
-        tasks = len(pieces[0]) if K is None else len(K)
+        """(w [T], K [T, T]) from K, or from the rows of ``pieces`` in the fused form; a K [G, T, T] gives w [G, T]."""
+        tasks = len(pieces[0]) if K is None else K.shape[-1]
         table = _Table.of(pieces)
         gram = np.full((tasks, tasks), np.nan) if K is None else np.array(K, dtype=np.float64)
-        w = np.full(tasks, -1.0)
+        w = np.full(gram.shape[:-1], -1.0)
         kind = KINDS["given" if order is not None else "random" if key is not None else "ascending"]
+        groups = len(gram) if gram.ndim == 3 else 1
         self.call(
-            *("gs_pcgrad_weights", tasks, kind, _pointer(order), _pointer(key), int(include_self), ctypes.c_double(scale)),
+            *("gs_pcgrad_weights", groups, tasks, kind, _pointer(order), _pointer(key), int(include_self), ctypes.c_double(scale)),
             *(_pointer(gram), len(pieces), *table.arguments(), _pointer(w)),
         )
         return w, gram
 
-    def gram_launch(self, tasks: int, chunks: int) -> tuple[int, int, int]:
+    def gram_launch(self, tasks: int, chunks: int, groups: int = 1) -> tuple[int, int, int]:
         """(threads, blocks, panels)"""
         result = (ctypes.c_int * 3)()
-        self.library.gs_gram_launch(tasks, chunks, result)
+        self.library.gs_gram_launch(tasks, chunks, groups, result)
         return result[0], result[1], result[2]
 
     def heads(self, rows: Sequence[int], dtype: torch.dtype, out: int, out_dtype: torch.dtype) -> tuple[int, int]:

@@ -33,13 +33,15 @@ struct WeightedRows {
   Run weight[Count];
 
   __device__ __forceinline__ WeightedRows(const Table& table, const Chunk& chunk, int bytes, const double* weights, int first) {
+    // Looked up wherever it is needed: it would take registers from the inner loops.
+    const int64_t offset = int64_t(find_group(table, table.chunks - 1 - int(blockIdx.x))) * table.tasks;
 #pragma unroll
     for (int r = 0; r < Count; ++r) {
       row[r] = first + r < table.tasks ? row_pointer(table, chunk.piece, first + r) : nullptr;
       weight[r] = Run(0);  // an absent row adds nothing, even when its weight is NaN
       if (row[r]) {
         row[r] += chunk.start * bytes;
-        weight[r] = convert<Run>(weights[first + r]);
+        weight[r] = convert<Run>(weights[offset + first + r]);
       }
     }
   }
@@ -89,7 +91,7 @@ __device__ __forceinline__ void combine_groups(const Table& table, const Chunk& 
 
 template <int Rows, bool More, class Run>
 __global__ void __launch_bounds__(kCombineThreads, 2)
-    combine_chunks(const __grid_constant__ Table table, const double* weights /* [T] */, bool accumulate) {
+    combine_chunks(const __grid_constant__ Table table, const double* weights /* [G, T] */, bool accumulate) {
   // Backwards: the end of what the Gram pass read last is still in the L2 cache.
   const Chunk chunk = find_chunk(table, table.chunks - 1 - int(blockIdx.x));
   const PieceEntry& entry = piece_entries(table)[chunk.piece];

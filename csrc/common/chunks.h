@@ -1,5 +1,5 @@
-// Cuts the coordinates of all pieces into blocks whose borders depend on nothing but N, and a block into chunks that stay in the
-// first-level cache. Fixed borders, summed in order, give the same bits for any number of threads.
+// Cuts the coordinates of every group of pieces into blocks whose borders depend on nothing but the group's size, and a block
+// into chunks that stay in the first-level cache. Fixed borders, summed in order, give the same bits for any number of threads.
 #pragma once
 
 #include <algorithm>
@@ -16,16 +16,56 @@ constexpr int64_t kBlock = 65536;  // coordinates a task in one unit of parallel
 constexpr int64_t kChunk = 1024;   // coordinates a task at a time
 constexpr int kLanes = 8;          // partial sums side by side, whatever the width of the registers
 
-inline int64_t block_count(const Rows& rows) { return (rows.numel + kBlock - 1) / kBlock; }
-
 // Runs body(first, last) over disjoint ranges that cover 0..count-1; the torch side passes torch's own thread pool.
 using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t first, int64_t last)>& body)>;
 
+struct Block {
+  int64_t begin, end;  // coordinates in the virtual concatenation of all pieces
+  int group;
+};
+
+// The blocks of all groups, group by group; each lies in one group.
+class Blocks {
+ public:
+  explicit Blocks(const Rows& rows) : rows_(rows), count_((rows.numel + kBlock - 1) / kBlock) {
+    if (rows.groups() == 1) return;
+    first_.resize(size_t(rows.groups()) + 1);
+    for (int g = 0; g < rows.groups(); ++g)
+      first_[g + 1] = first_[g] + (rows.group_begin(g + 1) - rows.group_begin(g) + kBlock - 1) / kBlock;
+    count_ = first_.back();
+  }
+
+  int64_t count() const { return count_; }
+  int64_t first_of(int group) const { return first_.empty() ? (group == 0 ? 0 : count_) : first_[group]; }  // of group G: count()
+
+  Block operator[](int64_t block) const {
+    if (first_.empty()) return {block * kBlock, std::min((block + 1) * kBlock, rows_.numel), 0};
+    const int group = int(std::upper_bound(first_.begin(), first_.end(), block) - first_.begin()) - 1;
+    const int64_t begin = rows_.group_begin(group) + (block - first_[group]) * kBlock;
+    return {begin, std::min(begin + kBlock, rows_.group_begin(group + 1)), group};
+  }
+
+  // Calls body(first, last) over all blocks: in parallel, unless there is so little to do that waking a thread would take longer.
+  template <class Body>
+  void for_each_range(const ParallelFor& parallel, const Body& body) const {
+    constexpr int64_t kOverhead = 1024;  // what a block costs by itself, in coordinates
+    if (count_ <= 1 || rows_.numel + count_ * kOverhead <= kBlock)
+      body(0, count_);
+    else
+      parallel(count_, body);
+  }
+
+ private:
+  const Rows& rows_;
+  int64_t count_;
+  std::vector<int64_t> first_;  // [G + 1], or empty for a single group
+};
+
 // Calls use(piece, start, n) for every chunk of one block, in order.
 template <class Use>
-void for_each_chunk(const Rows& rows, int64_t block, Use use) {
-  int64_t at = block * kBlock;
-  const int64_t end = std::min(at + kBlock, rows.numel);
+void for_each_chunk(const Rows& rows, const Block& block, Use use) {
+  int64_t at = block.begin;
+  const int64_t end = block.end;
   auto next = std::upper_bound(rows.pieces.begin(), rows.pieces.end(), at, [](int64_t x, const Piece& p) { return x < p.begin; });
   for (int64_t piece = (next - rows.pieces.begin()) - 1; at < end; ++piece) {
     const Piece& p = rows.pieces[piece];

@@ -1,5 +1,6 @@
-// The rows as kernels see them: one table of pieces and row pointers, however many tensors there are, so that every stage is one
-// launch. Coordinates are worked on in chunks; chunk c of a launch is found by a binary search over the pieces.
+// The rows as kernels see them: one table of pieces and row pointers, however many tensors and groups of them there are, so that
+// every stage is one launch. Coordinates are worked on in chunks; chunk c of a launch is found by a binary search over the
+// pieces, which are sorted by group.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +36,8 @@ struct Table {
   int32_t pieces;
   int32_t chunks;
   int32_t chunk_length;
-  int64_t words[kTableWords];  // PieceEntry [P], then row pointers [P, T]
+  int32_t groups;
+  int64_t words[kTableWords];  // PieceEntry [P], row pointers [P, T], and with several groups their first chunks [G + 1]
 };
 
 struct Chunk {
@@ -55,19 +57,38 @@ GS_HOST_DEVICE const char* row_pointer(const Table& table, int piece, int task) 
   return rows[int64_t(piece) * table.tasks + task];
 }
 
-GS_HOST_DEVICE Chunk find_chunk(const Table& table, int c) {
-  const PieceEntry* entries = piece_entries(table);
-  int low = 0, high = table.pieces;  // the last piece whose first chunk is at most c; empty pieces own none
+// The first chunk of each group, and the number of chunks: [G + 1], where there are several groups.
+GS_HOST_DEVICE const int64_t* group_chunks(const Table& table) {
+  return table_words(table) + table.pieces * (int64_t(sizeof(PieceEntry) / 8) + table.tasks);
+}
+
+// The last of 0..count-1 whose value is at most x, where value(0) is and values do not fall.
+template <class Value>
+GS_HOST_DEVICE int last_at_most(int64_t x, int count, Value value) {
+  int low = 0, high = count;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    if (entries[middle].first_chunk <= c)
+    if (value(middle) <= x)
       low = middle;
     else
       high = middle;
   }
-  const int64_t start = int64_t(c - entries[low].first_chunk) * table.chunk_length;
-  const int64_t left = entries[low].numel - start;
-  return Chunk{start, left < table.chunk_length ? int32_t(left) : table.chunk_length, low};
+  return low;
+}
+
+// The group of chunk c; empty groups own none.
+GS_HOST_DEVICE int find_group(const Table& table, int c) {
+  if (table.groups == 1) return 0;
+  const int64_t* const first = group_chunks(table);
+  return last_at_most(c, table.groups, [&](int g) { return first[g]; });
+}
+
+GS_HOST_DEVICE Chunk find_chunk(const Table& table, int c) {
+  const PieceEntry* entries = piece_entries(table);
+  const int piece = last_at_most(c, table.pieces, [&](int p) { return entries[p].first_chunk; });  // empty pieces own none
+  const int64_t start = int64_t(c - entries[piece].first_chunk) * table.chunk_length;
+  const int64_t left = entries[piece].numel - start;
+  return Chunk{start, left < table.chunk_length ? int32_t(left) : table.chunk_length, piece};
 }
 
 // A chunk's coordinates: `vectors` aligned groups of `width` from `head` on, and `edges` single ones around them.
@@ -117,8 +138,9 @@ class RowTable {
     table_.tasks = rows.tasks;
     table_.pieces = int32_t(rows.pieces.size());
     table_.chunk_length = chunk_length(rows.numel, rows.tasks);
+    table_.groups = rows.groups();
     const size_t entry_words = rows.pieces.size() * sizeof(PieceEntry) / 8;
-    words_.resize(entry_words + rows.rows.size());
+    words_.resize(entry_words + rows.rows.size() + rows.group_pieces.size());
     std::vector<const char*> present;
     int64_t chunks = 0;
     for (size_t p = 0; p < rows.pieces.size(); ++p) {
@@ -145,12 +167,23 @@ class RowTable {
       chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
     }
     table_.chunks = int32_t(chunks);
+    for (size_t g = 0; g < rows.group_pieces.size(); ++g) {
+      const size_t p = size_t(rows.group_pieces[g]), at = p * sizeof(PieceEntry);
+      int64_t first = chunks;
+      if (p < rows.pieces.size()) {
+        PieceEntry entry;
+        std::memcpy(&entry, reinterpret_cast<const char*>(words_.data()) + at, sizeof entry);
+        first = entry.first_chunk;
+      }
+      words_[entry_words + rows.rows.size() + g] = first;
+    }
     table_.device = nullptr;
     if (words_.size() <= kTableWords) std::copy(words_.begin(), words_.end(), table_.words);
   }
 
   int tasks() const { return table_.tasks; }
   int chunks() const { return table_.chunks; }
+  int groups() const { return table_.groups; }
   bool rows_float64() const { return rows_float64_; }  // in one row at least
   bool any_float64() const { return rows_float64_ || out_float64_; }
   const Table& parameter() const { return table_; }

@@ -35,7 +35,15 @@ struct Rows {
   std::vector<Row> rows;      // [P, T], piece-major
   std::vector<Row> out;       // [P] or empty: where combine writes
   std::vector<Strided> strided;
+  // [G + 1], or empty for a single group: the pieces of group g are group_pieces[g] .. group_pieces[g + 1] - 1.
+  std::vector<int64_t> group_pieces;
 
+  int groups() const { return group_pieces.empty() ? 1 : int(group_pieces.size()) - 1; }
+  // The first coordinate of group g in the virtual concatenation; of g = G, N.
+  int64_t group_begin(int g) const {
+    const int64_t piece = group_pieces[g];
+    return piece < int64_t(pieces.size()) ? pieces[piece].begin : numel;
+  }
   const Row& row(int64_t piece, int task) const { return rows[piece * tasks + task]; }
 };
 

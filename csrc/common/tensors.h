@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -18,6 +19,10 @@ namespace gradsurgery {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using Gradients = std::vector<std::optional<Tensor>>;
+// As operators take it: passing an empty list would cost every call without groups an allocation.
+using Groups = std::optional<std::vector<int64_t>>;
+
+inline std::vector<int64_t> groups_of(const Groups& given) { return given ? *given : std::vector<int64_t>(); }
 
 inline Scalar scalar_of(const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -32,6 +37,24 @@ inline Scalar scalar_of(const Tensor& tensor) {
     default:
       STD_TORCH_CHECK(false, "gradsurgery: gradients must be float64, float32, bfloat16 or float16");
   }
+}
+
+struct Counts {
+  int64_t groups, tasks;
+};
+
+// G and T of K [T, T], which is one group, or [G, T, T].
+inline Counts check_gram(const Tensor& gram) {
+  const int64_t dims = gram.dim(), tasks = dims >= 2 ? gram.size(dims - 1) : 0, groups = dims == 3 ? gram.size(0) : 1;
+  STD_TORCH_CHECK((dims == 2 || dims == 3) && gram.size(dims - 2) == tasks && tasks >= 1 && groups >= 1,
+                  "gradsurgery: gram must be [T, T] or [G, T, T]");
+  return {groups, tasks};
+}
+
+// G and T of w: [T], or [G, T] for tensors in groups.
+inline Counts check_weights(const Tensor& weights, const std::vector<int64_t>& groups) {
+  STD_TORCH_CHECK(weights.dim() == (groups.empty() ? 1 : 2), "gradsurgery: weights must be [T], or [G, T] with groups");
+  return groups.empty() ? Counts{1, weights.size(0)} : Counts{weights.size(0), weights.size(1)};
 }
 
 // Collects the rows of one piece after another.
@@ -124,13 +147,50 @@ class RowsBuilder {
   std::vector<size_t> members_;
 };
 
-// grads: [P] stacked tensors [T, ...], or [T, P] task-major entries of which some may be absent. out: [P] or none.
-inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out) {
+// The pieces of each group together, in their order: their positions [P], and the first of each group [G + 1].
+struct Grouping {
+  std::vector<int64_t> order, first;
+
+  Grouping(const std::vector<int64_t>& groups, int64_t count) : order(groups.size()), first(size_t(count) + 1) {
+    for (const int64_t group : groups) {
+      STD_TORCH_CHECK(group >= 0 && group < count, "gradsurgery: groups must be in 0..", count - 1, ", found ", group);
+      ++first[group + 1];
+    }
+    for (int64_t g = 0; g < count; ++g) first[g + 1] += first[g];
+    std::vector<int64_t> next(first.begin(), first.end() - 1);
+    for (size_t p = 0; p < groups.size(); ++p) order[next[groups[p]]++] = int64_t(p);
+  }
+};
+
+// The number of groups that the pieces' groups name, of which each must have a piece: at most as many as there are pieces.
+inline int64_t count_groups(const std::vector<int64_t>& groups) {
+  const int64_t pieces = int64_t(groups.size());
+  std::vector<bool> met(groups.size());
+  int64_t count = 0;
+  for (const int64_t group : groups) {
+    STD_TORCH_CHECK(group >= 0 && group < pieces, "gradsurgery: groups of ", pieces, " tensors must be in 0..", pieces - 1,
+                    ", found ", group);
+    met[group] = true;
+    count = std::max(count, group + 1);
+  }
+  for (int64_t group = 0; group < count; ++group)
+    STD_TORCH_CHECK(met[group], "gradsurgery: every group must have a tensor, found none in group ", group);
+  return count;
+}
+
+// grads: [P] stacked tensors [T, ...], or [T, P] task-major entries of which some may be absent. out: [P] or none. groups: of
+// each position, in 0..count-1, or empty for a single group; the pieces of the result are sorted by it.
+inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out,
+                    const std::vector<int64_t>& groups, int64_t count) {
   STD_TORCH_CHECK(tasks >= 1 && (stacked || grads.size() % tasks == 0), "gradsurgery: expected tasks * tensors gradients");
   const int64_t pieces = stacked ? grads.size() : grads.size() / tasks;
   STD_TORCH_CHECK(!out || int64_t(out->size()) == pieces, "gradsurgery: out must have one tensor a gradient");
+  STD_TORCH_CHECK(groups.empty() || int64_t(groups.size()) == pieces, "gradsurgery: groups must have one number a tensor");
   RowsBuilder builder(int(tasks), pieces);
-  for (int64_t p = 0; p < pieces; ++p) {
+  std::optional<Grouping> grouping;
+  if (!groups.empty()) grouping.emplace(groups, count);
+  for (int64_t k = 0; k < pieces; ++k) {
+    const int64_t p = grouping ? grouping->order[k] : k;
     const Tensor* target = out ? &(*out)[p] : nullptr;
     if (stacked) {
       STD_TORCH_CHECK(grads[p].has_value(), "gradsurgery: a stacked gradient cannot be None");
@@ -139,7 +199,9 @@ inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const s
       builder.add(&grads[p], pieces, target);
     }
   }
-  return builder.take();
+  Rows rows = builder.take();
+  if (count > 1) rows.group_pieces = std::move(grouping->first);
+  return rows;
 }
 
 }  // namespace gradsurgery

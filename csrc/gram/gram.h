@@ -1,4 +1,4 @@
-// K = G G^T over rows that are never concatenated.
+// K = G G^T over rows that are never concatenated, one K for each group of pieces.
 #pragma once
 
 #include "../common/chunks.h"
@@ -8,8 +8,8 @@ namespace gradsurgery {
 constexpr int64_t kStrip = 256;  // coordinates of every row that are widened side by side
 
 // Products and sums in float64, in a fixed order: symmetric by construction, the same bits for any number of threads and, for
-// gradients of 32 and 16 bits, under every instruction set.
-void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram /* [T, T] */);
+// gradients of 32 and 16 bits, under every instruction set. The K of a group has the bits of its pieces' K alone.
+void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram /* [G, T, T] */);
 
 // Widens a chunk of any scalar type to float64.
 ChunkReader::Widen widen_cpu();

@@ -21,9 +21,10 @@ static double sum_lanes(const double* cell /* [kLanes] */) {
 
 void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
   const int tasks = rows.tasks;
-  const int64_t square = int64_t(tasks) * tasks, blocks = block_count(rows);
+  const int64_t square = int64_t(tasks) * tasks;
+  const Blocks blocks(rows);
   const auto chunk = GS_PICK(gram_chunk);
-  Scratch<double, 64> partial(size_t(blocks * square));  // [blocks, T, T], upper triangles
+  Scratch<double, 64> partial(size_t(blocks.count() * square));  // [blocks, T, T], upper triangles
   const auto sum_blocks = [&](int64_t first, int64_t last) {
     ChunkReader reader(rows, widen_cpu());
     // The lanes of all products [T, T, kLanes]: of the last chunks, and of the block so far. Short sums of short sums lose less
@@ -43,7 +44,7 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
         std::fill(from, from + lanes, 0.0);
         chunks = 0;
       };
-      for_each_chunk(rows, block, [&](int64_t piece, int64_t start, int64_t n) {
+      for_each_chunk(rows, blocks[block], [&](int64_t piece, int64_t start, int64_t n) {
         reader.read(piece, start, n);
         const int count = reader.count();
         if (count == tasks) {
@@ -63,16 +64,16 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
       for (int64_t k = 0; k < square; ++k) partial[block * square + k] = sum_lanes(sums.data() + k * kLanes);
     }
   };
-  if (blocks <= 1)
-    sum_blocks(0, blocks);
-  else
-    parallel(blocks, sum_blocks);
-  for (int i = 0; i < tasks; ++i)
-    for (int j = i; j < tasks; ++j) {
-      double sum = 0.0;
-      for (int64_t block = 0; block < blocks; ++block) sum += partial[block * square + i * tasks + j];
-      gram[i * tasks + j] = gram[j * tasks + i] = sum;
-    }
+  blocks.for_each_range(parallel, sum_blocks);
+  for (int group = 0; group < rows.groups(); ++group, gram += square) {
+    const int64_t first = blocks.first_of(group), last = blocks.first_of(group + 1);
+    for (int i = 0; i < tasks; ++i)
+      for (int j = i; j < tasks; ++j) {
+        double sum = 0.0;
+        for (int64_t block = first; block < last; ++block) sum += partial[block * square + i * tasks + j];
+        gram[i * tasks + j] = gram[j * tasks + i] = sum;
+      }
+  }
 }
 
 }  // namespace gradsurgery

@@ -20,7 +20,7 @@ constexpr SmallKernel small_float64(int tasks) {
 void gram_partials_cuda(RowTable& table, double* partial, void* stream) {
   if (table.chunks() == 0) return;
   upload(table, stream);
-  const GramLaunch launch = gram_launch(table.tasks(), table.chunks());
+  const GramLaunch launch = gram_launch(table);
   if (table.tasks() <= kSmallTasks) {
     const SmallKernel kernel = table.rows_float64() ? small_float64(table.tasks()) : kSmall[table.tasks() - 1];
     GS_LAUNCH(kernel, launch.blocks, launch.threads, 0, stream, table.parameter(), partial);
@@ -30,9 +30,10 @@ void gram_partials_cuda(RowTable& table, double* partial, void* stream) {
   }
 }
 
-void gram_finish_cuda(int tasks, int blocks, const double* partial, double* gram, void* stream) {
-  const int64_t per_block = kFinishThreads / kWarp, grid = (pair_count(tasks) + per_block - 1) / per_block;
-  GS_LAUNCH(gram_finish, unsigned(grid), kFinishThreads, 0, stream, tasks, blocks, partial, gram);
+void gram_finish_cuda(const RowTable& table, const double* partial, double* gram, void* stream) {
+  const int64_t per_block = kFinishThreads / kWarp, sums = pair_count(table.tasks()) * table.groups();
+  const int64_t grid = (sums + per_block - 1) / per_block;
+  GS_LAUNCH(gram_finish, unsigned(grid), kFinishThreads, 0, stream, table.parameter(), gram_launch(table).blocks, partial, gram);
 }
 
 }  // namespace gradsurgery

@@ -9,6 +9,18 @@
 
 namespace gradsurgery {
 
+// The chunk of a block's turn, where turns are numbered block, block + blocks, block + 2 * blocks, ...: every n-th of the chunks
+// of its group; table.chunks: none is left. Found anew for each chunk, which costs little beside it, as in the kernels' inner
+// loops there is no register to spare.
+__device__ __forceinline__ int chunk_of_turn(const Table& table, int block, int blocks, int turn) {
+  if (table.groups == 1) return turn < table.chunks ? turn : table.chunks;
+  const int group = last_at_most(block, table.groups, [&](int g) { return group_first_block(table, g, blocks); });
+  const int before = group_first_block(table, group, blocks), step = group_first_block(table, group + 1, blocks) - before;
+  const int64_t* const chunks = group_chunks(table) + group;
+  const int64_t c = chunks[0] + (block - before) + int64_t(turn / blocks) * step;
+  return c < chunks[1] ? int(c) : table.chunks;
+}
+
 // --- up to eight tasks: every thread accumulates all pairs ---
 
 constexpr int kGramThreads = 256;
@@ -69,17 +81,19 @@ __device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk
   }
 }
 
-// Two blocks a multiprocessor hide the latency of memory; with float64 accumulators one has to do for the largest T.
-template <class Run>
-constexpr int kSmallBlocks = sizeof(Run) == 4 ? 2 : 1;
+// Two or three blocks a multiprocessor hide the latency of memory; with float64 accumulators one has to do for the largest T.
+template <int T, class Run>
+constexpr int kSmallBlocks = sizeof(Run) == 4 ? (T <= 5 ? 3 : 2) : (T <= 4 ? 2 : 1);
 
 // For up to T tasks.
 template <int T, class Run>
-__global__ void __launch_bounds__(kGramThreads, kSmallBlocks<Run>)
+__global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
     gram_small(const __grid_constant__ Table table, double* partial /* [pairs, gridDim.x] */) {
   constexpr int kPairs = T * (T + 1) / 2, kWarps = kGramThreads / kWarp;
   WarpSums<kPairs> sums;
-  for (int c = int(blockIdx.x); c < table.chunks; c += int(gridDim.x)) {
+  for (int turn = int(blockIdx.x);; turn += int(gridDim.x)) {
+    const int c = chunk_of_turn(table, int(blockIdx.x), int(gridDim.x), turn);
+    if (c == table.chunks) break;
     const Chunk chunk = find_chunk(table, c);
     Run run[kPairs] = {};
     with_element<Run>(piece_entries(table)[chunk.piece].scalar,
@@ -280,7 +294,9 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
 
   WarpSums<kEntries / 2> sums[2];
   int parity = 0;
-  for (int c = block; c < table.chunks; c += blocks) {
+  for (int turn = block;; turn += blocks) {
+    const int c = chunk_of_turn(table, block, blocks, turn);
+    if (c == table.chunks) break;
     const Chunk chunk = find_chunk(table, c);
     TileRun<Run> run;
     with_element<Run>(piece_entries(table)[chunk.piece].scalar, [&](auto tag) {
@@ -324,13 +340,19 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
 constexpr int kFinishThreads = 256;
 
 __global__ void __launch_bounds__(kFinishThreads)
-    gram_finish(int tasks, int blocks, const double* partial /* [pairs, blocks] */, double* gram /* [T, T] */) {
-  const int64_t pair = int64_t(blockIdx.x) * (kFinishThreads / kWarp) + threadIdx.x / kWarp;
-  if (pair >= pair_count(tasks)) return;
-  const double sum = sum_partials(partial + pair * blocks, blocks);
+    gram_finish(const __grid_constant__ Table table, int blocks, const double* partial /* [pairs, blocks] */,
+                double* gram /* [G, T, T] */) {
+  const int64_t tasks = table.tasks, pairs = pair_count(tasks);
+  const int64_t warp = int64_t(blockIdx.x) * (kFinishThreads / kWarp) + threadIdx.x / kWarp;
+  const int group = int(warp / pairs);
+  if (group >= table.groups) return;
+  const int64_t pair = warp % pairs;
+  const int first = group_first_block(table, group, blocks);
+  const double sum = sum_partials(partial + pair * blocks + first, group_first_block(table, group + 1, blocks) - first);
   int i, j;
-  pair_at(pair, tasks, i, j);
-  if (threadIdx.x % kWarp == 0) gram[int64_t(i) * tasks + j] = gram[int64_t(j) * tasks + i] = sum;
+  pair_at(pair, int(tasks), i, j);
+  double* const square = gram + group * tasks * tasks;
+  if (threadIdx.x % kWarp == 0) square[i * tasks + j] = square[j * tasks + i] = sum;
 }
 
 }  // namespace gradsurgery

@@ -17,8 +17,10 @@ namespace {
 
 py::array_t<double> host_pcgrad_weights(const Float64& gram, const std::optional<Int64>& order,
                                         std::optional<std::pair<int64_t, int64_t>> key, bool include_self, double scale) {
-  if (gram.ndim() != 2 || gram.shape(0) != gram.shape(1)) throw py::value_error("gram must be [T, T]");
-  const int tasks = int(gram.shape(0));
+  const auto dims = gram.ndim();
+  if ((dims != 2 && dims != 3) || gram.shape(dims - 2) != gram.shape(dims - 1))
+    throw py::value_error("gram must be [T, T] or [G, T, T]");
+  const int tasks = int(gram.shape(dims - 1)), groups = dims == 3 ? int(gram.shape(0)) : 1;
   if (order && (order->ndim() != 2 || order->shape(0) != tasks || order->shape(1) != tasks))
     throw py::value_error("order must be [T, T]");
   PcgradOptions options;
@@ -26,8 +28,8 @@ py::array_t<double> host_pcgrad_weights(const Float64& gram, const std::optional
   options.include_self = include_self;
   options.scale = scale;
   int64_t seed_and_step[2] = {key ? key->first : 0, key ? key->second : 0};
-  py::array_t<double> w(tasks);
-  pcgrad_weights(gram.data(), tasks, options, order ? order->data() : nullptr, seed_and_step, w.mutable_data());
+  py::array_t<double> w(dims == 3 ? std::vector<py::ssize_t>{groups, tasks} : std::vector<py::ssize_t>{tasks});
+  pcgrad_weights(gram.data(), groups, tasks, options, order ? order->data() : nullptr, seed_and_step, w.mutable_data());
   return w;
 }
 
@@ -47,7 +49,7 @@ PYBIND11_MODULE(_host, m) {
   m.def("cpu_capability", [] { return isa_name(current_isa()); }, "The instruction set the CPU kernels run with.");
   m.def("cpu_capability_available", [] { return isa_name(detect_isa()); }, "The widest instruction set this machine has.");
   m.def("pcgrad_weights", &host_pcgrad_weights, py::arg("gram"), py::arg("order") = py::none(), py::arg("key") = py::none(),
-        py::arg("include_self") = false, py::arg("scale") = 1.0, "w [T] of PCGrad from K [T, T].");
+        py::arg("include_self") = false, py::arg("scale") = 1.0, "w [T] of PCGrad from K [T, T], or [G, T] from [G, T, T].");
   m.def("pcgrad_order", &host_pcgrad_order, py::arg("seed"), py::arg("step"), py::arg("group"), py::arg("tasks"),
         "The random order [T, T] of one step.");
 }

@@ -10,7 +10,7 @@ namespace gradsurgery {
 inline void pcgrad_cpu(const Rows& rows, const PcgradOptions& options, const int64_t* order, int64_t* key, bool accumulate,
                        const ParallelFor& parallel, double* gram /* [T, T] */, double* w /* [T] */) {
   gram_cpu(rows, parallel, gram);
-  pcgrad_weights(gram, rows.tasks, options, order, key, w);
+  pcgrad_weights(gram, 1, rows.tasks, options, order, key, w);
   combine_cpu(rows, w, accumulate, parallel);
 }
 

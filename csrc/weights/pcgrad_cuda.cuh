@@ -1,4 +1,4 @@
-// The PCGrad solver: one block, one warp a task, the scan itself shared with the CPU (pcgrad.h).
+// The PCGrad solver: one block a group, one warp a task, the scan itself shared with the CPU (pcgrad.h).
 #pragma once
 
 #include "../common/cuda_compat.h"
@@ -11,7 +11,7 @@ namespace gradsurgery {
 constexpr int kMaxPcgradThreads = 1024;
 
 // The order of task i in `order`, written by the warp that walks it.
-__device__ __forceinline__ void write_order(const PcgradCuda& problem, int i, int32_t* order /* [T] */) {
+__device__ __forceinline__ void write_order(const PcgradCuda& problem, int group, int i, int32_t* order /* [T] */) {
   const int tasks = problem.tasks, lane = int(threadIdx.x) % kWarp;
   if (problem.options.kind == OrderKind::given) {
     for (int k = lane; k < tasks; k += kWarp) {
@@ -19,20 +19,22 @@ __device__ __forceinline__ void write_order(const PcgradCuda& problem, int i, in
       order[k] = j < 0 || j >= tasks ? -1 : int32_t(j);  // pcgrad_row refuses -1
     }
   } else if (problem.options.kind == OrderKind::random && lane == 0) {
-    pcgrad_random_order(problem.key[0], problem.key[1], problem.options.group, i, tasks, order);
+    pcgrad_random_order(problem.key[0], problem.key[1], problem.options.group + uint32_t(group), i, tasks, order);
   }
 }
 
 __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCuda problem) {
-  const int tasks = problem.tasks, square = tasks * tasks;
+  const int tasks = problem.tasks, square = tasks * tasks, group = int(blockIdx.x);
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   const int lane = thread % kWarp, warp = thread / kWarp, warps = threads / kWarp;
   GS_DYNAMIC_SHARED(shared);
   GS_SHARED(int, refused, 1);  // K is not finite, or an order is invalid
-  double* const c = reinterpret_cast<double*>(problem.scratch ? problem.scratch : shared);  // [T, T]
-  double* const dots = c + square;                                                          // [warps, T]
-  double* const shared_gram = dots + warps * tasks;                                         // [T, T]
-  const double* const gram = problem.scratch ? problem.gram : shared_gram;
+  char* const scratch = problem.scratch ? problem.scratch + group * pcgrad_scratch_bytes(tasks) : shared;
+  double* const given_gram = problem.gram + int64_t(group) * square;
+  double* const c = reinterpret_cast<double*>(scratch);  // [T, T]
+  double* const dots = c + square;                       // [warps, T]
+  double* const shared_gram = dots + warps * tasks;      // [T, T]
+  const double* const gram = problem.scratch ? given_gram : shared_gram;
   int32_t* const orders = reinterpret_cast<int32_t*>(problem.scratch ? shared_gram : shared_gram + square);  // [warps, T]
 
   if (thread == 0) *refused = 0;
@@ -43,11 +45,11 @@ __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCu
       pair_at(pair, tasks, i, j);
       if (lane == 0) {
         shared_gram[i * tasks + j] = shared_gram[j * tasks + i] = sum;
-        problem.gram[i * tasks + j] = problem.gram[j * tasks + i] = sum;
+        given_gram[i * tasks + j] = given_gram[j * tasks + i] = sum;
       }
     }
   } else if (!problem.scratch) {
-    for (int k = thread; k < square; k += threads) shared_gram[k] = problem.gram[k];
+    for (int k = thread; k < square; k += threads) shared_gram[k] = given_gram[k];
   }
   GS_BLOCK_BARRIER(pcgrad_gram);
 
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCu
   if (finite) {
     for (int i = warp; i < tasks; i += warps) {
       int32_t* const order = problem.options.kind == OrderKind::ascending ? nullptr : orders + warp * tasks;
-      if (order) write_order(problem, i, order);  // seen by all lanes after the first barrier of pcgrad_row
+      if (order) write_order(problem, group, i, order);  // seen by all lanes after the first barrier of pcgrad_row
       const bool valid =
           pcgrad_row(gram, tasks, i, order, problem.options.include_self, dots + warp * tasks, c + i * tasks, WarpLanes{});
       if (!valid) *refused = 1;
@@ -75,9 +77,23 @@ __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCu
     double sum = 0.0;
     if (!refuse)
       for (int i = 0; i < tasks; ++i) sum += c[i * tasks + j];
-    problem.w[j] = refuse ? nan("") : problem.options.scale * sum;
+    problem.w[int64_t(group) * tasks + j] = refuse ? nan("") : problem.options.scale * sum;
   }
-  if (thread == 0 && !refuse && problem.options.kind == OrderKind::random) problem.key[1] += 1;
+  // Other groups may still have to read the key: pcgrad_advance follows.
+  if (thread == 0 && !refuse && problem.options.kind == OrderKind::random && problem.groups == 1) problem.key[1] += 1;
+}
+
+// Advances the key of several groups, unless some K is not finite.
+__global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_advance(const PcgradCuda problem) {
+  GS_SHARED(int, refused, 1);
+  if (threadIdx.x == 0) *refused = 0;
+  GS_BLOCK_BARRIER(pcgrad_advance_start);
+  bool finite = true;
+  const int64_t count = int64_t(problem.groups) * problem.tasks * problem.tasks;
+  for (int64_t k = threadIdx.x; k < count; k += blockDim.x) finite = finite && isfinite(problem.gram[k]);
+  if (!finite) *refused = 1;
+  GS_BLOCK_BARRIER(pcgrad_advance_finite);
+  if (threadIdx.x == 0 && *refused == 0) problem.key[1] += 1;
 }
 
 }  // namespace gradsurgery

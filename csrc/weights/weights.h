@@ -16,10 +16,9 @@ inline bool all_finite(const double* values, int64_t count) {
   return true;
 }
 
-// `order` [T, T] for OrderKind::given; `key` = (seed, step) for OrderKind::random: its step is advanced, unless K is not finite,
-// so that a step which a gradient scaler skips leaves the state alone. A non-finite K or an invalid order gives w = NaN.
-inline void pcgrad_weights(const double* gram /* [T, T] */, int tasks, const PcgradOptions& options, const int64_t* order,
-                           int64_t* key, double* w /* [T] */) {
+// The weights of one group. A non-finite K or an invalid order gives w = NaN; returns whether K is finite.
+inline bool pcgrad_weights_of_group(const double* gram /* [T, T] */, int tasks, const PcgradOptions& options,
+                                    const int64_t* order, const int64_t* key, double* w /* [T] */) {
   const bool finite = all_finite(gram, int64_t(tasks) * tasks);
   bool valid = finite;
   for (int j = 0; j < tasks; ++j) w[j] = 0.0;
@@ -53,6 +52,20 @@ inline void pcgrad_weights(const double* gram /* [T, T] */, int tasks, const Pcg
     for (int j = 0; j < tasks; ++j) w[j] += c[j];
   }
   for (int j = 0; j < tasks; ++j) w[j] = valid ? options.scale * w[j] : std::numeric_limits<double>::quiet_NaN();
+  return finite;
+}
+
+// `order` [T, T] for OrderKind::given, shared by the groups; `key` = (seed, step) for OrderKind::random, where every group draws
+// its own: the step is advanced by one, unless some K is not finite, so that a step which a gradient scaler skips leaves the
+// state alone.
+inline void pcgrad_weights(const double* gram /* [G, T, T] */, int groups, int tasks, PcgradOptions options, const int64_t* order,
+                           int64_t* key, double* w /* [G, T] */) {
+  bool finite = true;
+  for (int g = 0; g < groups; ++g) {
+    finite =
+        pcgrad_weights_of_group(gram + int64_t(g) * tasks * tasks, tasks, options, order, key, w + int64_t(g) * tasks) && finite;
+    ++options.group;
+  }
   if (options.kind == OrderKind::random && finite) key[1] += 1;
 }
 

@@ -60,56 +60,57 @@ class TaskGradients:
         return [empty_like_any(self.entries[p::P]) for p in range(P)]
 
     @classmethod
-    def of(cls, grads: Tensor | Sequence[GradientLike]) -> TaskGradients:
+    def of(cls, grads: Tensor | Sequence[GradientLike], name: str = "grads") -> TaskGradients:
         """Checks and normalises what a caller passes as ``grads``.
 
         Args:
             grads: a tensor [T, ...], or a sequence with one entry a task: a tensor, a list of P tensors or Nones, or None.
+            name: of the caller's argument, for errors.
 
         Raises:
             TypeError: an entry is no tensor, or its dtype is not a supported floating type.
             ValueError: no task, no gradient at all, or shapes, layouts or devices that do not fit together.
         """
         if isinstance(grads, Tensor):
-            check_matrix(grads)
+            check_matrix(grads, name)
             return cls([grads], grads.shape[0], stacked=True, single=True)
-        rows, single = _rows(grads)
+        rows, single = _rows(grads, name)
         result = cls([g for row in rows for g in row], len(rows), single=single)
-        _check_consistent(result)
+        _check_consistent(result, name)
         return result
 
 
-def check_matrix(grads: Tensor) -> None:
+def check_matrix(grads: Tensor, name: str = "grads") -> None:
     """Raises unless ``grads`` is a floating tensor [T, ...] with T >= 1."""
     if grads.dim() < 2:
         raise ValueError(
-            f"grads: expected a [T, N] tensor or one entry a task, found a tensor of shape {list(grads.shape)}. "
+            f"{name}: expected a [T, N] tensor or one entry a task, found a tensor of shape {list(grads.shape)}. "
             "For a single task pass [gradient]."
         )
     if grads.shape[0] == 0:
-        raise ValueError("grads: expected at least one task, found a tensor with T=0.")
+        raise ValueError(f"{name}: expected at least one task, found a tensor with T=0.")
     if grads.dtype not in DTYPES or grads.layout is not torch.strided:
-        _check_tensor(grads, "grads")
+        _check_tensor(grads, name)
 
 
-def _rows(grads: Sequence[GradientLike]) -> tuple[list[Sequence[Tensor | None]], bool]:
+def _rows(grads: Sequence[GradientLike], name: str) -> tuple[list[Sequence[Tensor | None]], bool]:
     """[T][P], and whether entries were single tensors."""
     if not isinstance(grads, Sequence):
-        raise TypeError(f"grads: expected a [T, N] tensor or a sequence with one entry a task, found {type(grads).__name__}.")
+        raise TypeError(f"{name}: expected a [T, N] tensor or a sequence with one entry a task, found {type(grads).__name__}.")
     if not grads:
-        raise ValueError("grads: expected at least one task, found none (T=0).")
+        raise ValueError(f"{name}: expected at least one task, found none (T=0).")
     lists = [g for g in grads if g is not None and not isinstance(g, Tensor)]
     for t, g in enumerate(grads):
         if g is not None and not isinstance(g, (Tensor, Sequence)):
-            raise TypeError(f"grads[{t}]: expected a tensor, a list of tensors or None, found {type(g).__name__}.")
+            raise TypeError(f"{name}[{t}]: expected a tensor, a list of tensors or None, found {type(g).__name__}.")
     if lists and any(isinstance(g, Tensor) for g in grads):
-        raise TypeError("grads: some tasks are given as tensors and some as lists of tensors; give all in one form.")
+        raise TypeError(f"{name}: some tasks are given as tensors and some as lists of tensors; give all in one form.")
     if not lists:
         return [[g] for g in grads], True  # type: ignore[list-item]  # only tensors and None are left
     lengths = {len(g) for g in lists}
     if len(lengths) > 1 or 0 in lengths:
         found = [0 if g is None else len(g) for g in grads]
-        raise ValueError(f"grads: every task must list the same, at least one, tensors; found {found} entries.")
+        raise ValueError(f"{name}: every task must list the same, at least one, tensors; found {found} entries.")
     P = lengths.pop()
     return [[None] * P if g is None else g for g in grads], False  # type: ignore[misc]
 
@@ -121,7 +122,7 @@ def _check_tensor(g: Tensor, name: str) -> None:
         raise TypeError(f"{name}: expected dtype {_DTYPE_NAMES}, found {g.dtype}.")
 
 
-def _check_consistent(grads: TaskGradients) -> None:
+def _check_consistent(grads: TaskGradients, given: str) -> None:
     P = grads.pieces
     device: torch.device | None = None
     for p in range(P):
@@ -130,7 +131,7 @@ def _check_consistent(grads: TaskGradients) -> None:
             g = grads.entries[t * P + p]
             if g is None:
                 continue
-            name = f"grads[{t}]" if grads.single else f"grads[{t}][{p}]"
+            name = f"{given}[{t}]" if grads.single else f"{given}[{t}][{p}]"
             if not isinstance(g, Tensor):
                 raise TypeError(f"{name}: expected a tensor or None, found {type(g).__name__}.")
             _check_tensor(g, name)
@@ -143,4 +144,4 @@ def _check_consistent(grads: TaskGradients) -> None:
             elif g.device != device:
                 raise ValueError(f"{name}: expected device {device} like the gradients before it, found {g.device}.")
     if device is None:
-        raise ValueError("grads: expected a gradient of at least one task, found only None.")
+        raise ValueError(f"{given}: expected a gradient of at least one task, found only None.")

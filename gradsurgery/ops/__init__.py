@@ -42,9 +42,10 @@ def combine_(
     weights: Tensor,
     stacked: bool = False,
     accumulate: bool = False,
+    groups: Sequence[int] | None = None,
 ) -> None:
     """``combine_``, telling autograd that ``out`` has changed, which an operator of the stable ABI cannot."""
-    _combine_(out, grads, weights, stacked, accumulate)
+    _combine_(out, grads, weights, stacked, accumulate, groups)
     _written(out)
 
 

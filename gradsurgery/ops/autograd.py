@@ -1,7 +1,7 @@
 """Derivatives of ``gram`` and ``combine``.
 
-dK contracts to g_i: sum_j (dK + dK^T)_ij g_j, a combine again; out = sum_t w_t g_t is linear in g and in w. The weights of a method
-are constants of the step, as in the papers: ``pcgrad_weights`` has no derivative.
+dK contracts to g_i: sum_j (dK + dK^T)_ij g_j, a combine again; out = sum_t w_t g_t is linear in g and in w. Each group of positions
+has its own K, dK and w. The weights of a method are constants of the step, as in the papers: ``pcgrad_weights`` has no derivative.
 
 These are autograd functions under the Autograd dispatch key, since ``torch.library.register_autograd`` knows lists of tensors but
 not lists with gaps.
@@ -9,6 +9,7 @@ not lists with gaps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +19,9 @@ from torch.autograd import forward_ad
 from .reference import Gradients
 from .schema import LIBRARY
 
-_ops = torch.ops.gradsurgery
+# The overloads themselves: resolving an overload packet costs a microsecond a call.
+_gram_op = torch.ops.gradsurgery.gram.default
+_combine_op = torch.ops.gradsurgery.combine.default
 
 
 def _save(ctx: Any, grads: Gradients, *others: Tensor) -> None:
@@ -34,62 +37,67 @@ def _saved(ctx: Any) -> tuple[list[Tensor | None], list[Tensor]]:
 
 class _Gram(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tasks: int, stacked: bool, *grads: Tensor | None) -> Tensor:
-        ctx.tasks, ctx.stacked = tasks, stacked
+    def forward(ctx: Any, tasks: int, stacked: bool, groups: Sequence[int] | None, *grads: Tensor | None) -> Tensor:
+        ctx.tasks, ctx.stacked, ctx.groups = tasks, stacked, groups
         _save(ctx, grads)
         with torch._C._AutoDispatchBelowAutograd():
-            K: Tensor = _ops.gram(grads, tasks, stacked)
+            K: Tensor = _gram_op(grads, tasks, stacked, groups)
         return K
 
     @staticmethod
     def backward(ctx: Any, dK: Tensor) -> tuple[Any, ...]:
         grads, _ = _saved(ctx)
-        symmetric = (dK + dK.T).contiguous()
+        w = [row.contiguous() for row in (dK + dK.mT).unbind(-2)]  # [T] of [T] or [G, T]
         tasks = range(ctx.tasks)
         if ctx.stacked:
-            per_task = [_ops.combine(grads, symmetric[i], True) for i in tasks]  # [T][P]
-            return None, None, *(torch.stack(parts) for parts in zip(*per_task, strict=True))
+            per_task = [_combine_op(grads, w[i], True, ctx.groups) for i in tasks]  # [T][P]
+            return None, None, None, *(torch.stack(parts) for parts in zip(*per_task, strict=True))
         P = len(grads) // ctx.tasks
         reached = [p for p in range(P) if any(g is not None for g in grads[p::P])]
         entries = [grads[t * P + p] for t in tasks for p in reached]
+        groups = [ctx.groups[p] for p in reached] if ctx.groups else []
         if len({g.dtype for g in entries if g is not None}) > 1:  # each row's derivative is rounded to its own type, below
             entries = [None if g is None else g.double() for g in entries]
         result: list[Tensor | None] = [None] * len(grads)
         for i in tasks:
-            for p, part in zip(reached, _ops.combine(entries, symmetric[i], False), strict=True):
+            for p, part in zip(reached, _combine_op(entries, w[i], False, groups), strict=True):
                 row = grads[i * P + p]
                 if row is not None:
                     result[i * P + p] = part.to(row.dtype)
-        return None, None, *result
+        return None, None, None, *result
 
 
 class _Combine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, stacked: bool, *grads: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.stacked = stacked
+    def forward(
+        ctx: Any, weights: Tensor, stacked: bool, groups: Sequence[int] | None, *grads: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        ctx.stacked, ctx.groups = stacked, groups
         _save(ctx, grads, weights)
         with torch._C._AutoDispatchBelowAutograd():
-            return tuple(_ops.combine(grads, weights, stacked))
+            return tuple(_combine_op(grads, weights, stacked, groups))
 
     @staticmethod
     def backward(ctx: Any, *dout: Tensor) -> tuple[Any, ...]:
         grads, (weights,) = _saved(ctx)
-        tasks, pieces = weights.shape[0], len(dout)
-        dw: list[Tensor] = [weights.new_zeros(()) for _ in range(tasks)]
+        tasks, pieces = weights.shape[-1], len(dout)
+        rows = weights.reshape(-1, tasks)  # [G, T]
+        dw: list[list[Tensor]] = [[weights.new_zeros(())] * tasks for _ in range(len(rows))]
         result: list[Tensor | None] = []
         for index, grad in enumerate(grads):
             d = dout[index % pieces]
+            group = ctx.groups[index % pieces] if ctx.groups else 0
             if grad is None:
                 result.append(None)
             elif ctx.stacked:
                 dots = (grad.double() * d.double()).flatten(1).sum(1)
-                dw = [total + dot for total, dot in zip(dw, dots, strict=True)]
-                result.append((weights.reshape(-1, *[1] * d.dim()) * d).to(grad.dtype))
+                dw[group] = [total + dot for total, dot in zip(dw[group], dots, strict=True)]
+                result.append((rows[group].reshape(-1, *[1] * d.dim()) * d).to(grad.dtype))
             else:
                 task = index // pieces
-                dw[task] = dw[task] + (grad.double() * d.double()).sum()
-                result.append((weights[task] * d).to(grad.dtype))
-        return torch.stack(dw), None, *result
+                dw[group][task] = dw[group][task] + (grad.double() * d.double()).sum()
+                result.append((rows[group, task] * d).to(grad.dtype))
+        return torch.stack([total for row in dw for total in row]).reshape(weights.shape), None, None, *result
 
 
 def _differentiable(grads: Gradients, *others: Tensor) -> bool:
@@ -100,18 +108,18 @@ def _differentiable(grads: Gradients, *others: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*grads, *others))
 
 
-def _gram(grads: Gradients, tasks: int, stacked: bool = False) -> Tensor:
+def _gram(grads: Gradients, tasks: int, stacked: bool = False, groups: Sequence[int] | None = None) -> Tensor:
     if _differentiable(grads):
-        return _Gram.apply(tasks, stacked, *grads)  # type: ignore[no-any-return]
+        return _Gram.apply(tasks, stacked, groups, *grads)  # type: ignore[no-any-return]
     with torch._C._AutoDispatchBelowAutograd():
-        return _ops.gram(grads, tasks, stacked)  # type: ignore[no-any-return]
+        return _gram_op(grads, tasks, stacked, groups)  # type: ignore[no-any-return]
 
 
-def _combine(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
+def _combine(grads: Gradients, weights: Tensor, stacked: bool = False, groups: Sequence[int] | None = None) -> list[Tensor]:
     if _differentiable(grads, weights):
-        return list(_Combine.apply(weights, stacked, *grads))
+        return list(_Combine.apply(weights, stacked, groups, *grads))
     with torch._C._AutoDispatchBelowAutograd():
-        return _ops.combine(grads, weights, stacked)  # type: ignore[no-any-return]
+        return _combine_op(grads, weights, stacked, groups)  # type: ignore[no-any-return]
 
 
 LIBRARY.impl("gram", _gram, "Autograd")

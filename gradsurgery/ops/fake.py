@@ -21,13 +21,13 @@ def _any(grads: Gradients) -> Tensor:
 
 
 @torch.library.register_fake("gradsurgery::gram", lib=LIBRARY)
-def _(grads: Gradients, tasks: int, stacked: bool = False) -> Tensor:
-    return _float64(_any(grads), tasks, tasks)
+def _(grads: Gradients, tasks: int, stacked: bool = False, groups: Sequence[int] | None = None) -> Tensor:
+    return _float64(_any(grads), *([max(groups) + 1] if groups else []), tasks, tasks)
 
 
 @torch.library.register_fake("gradsurgery::pcgrad_weights", lib=LIBRARY)
 def _(gram: Tensor, *_: Any, **__: Any) -> Tensor:
-    return _float64(gram, gram.shape[0])
+    return _float64(gram, *gram.shape[:-1])
 
 
 @torch.library.register_fake("gradsurgery::solve", lib=LIBRARY)
@@ -36,8 +36,8 @@ def _(gram: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.register_fake("gradsurgery::combine", lib=LIBRARY)
-def _(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
-    tasks = weights.shape[0]
+def _(grads: Gradients, weights: Tensor, stacked: bool = False, groups: Sequence[int] | None = None) -> list[Tensor]:
+    tasks = weights.shape[-1]
     if stacked:
         return [torch.empty_like(g[0]) for g in grads if g is not None]
     count = len(grads) // tasks
@@ -45,7 +45,7 @@ def _(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
 
 
 @torch.library.register_fake("gradsurgery::combine_", lib=LIBRARY)
-def _(out: Sequence[Tensor], grads: Gradients, weights: Tensor, stacked: bool = False, accumulate: bool = False) -> None:
+def _(out: Sequence[Tensor], grads: Gradients, weights: Tensor, *_: Any, **__: Any) -> None:
     return None
 
 

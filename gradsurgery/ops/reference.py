@@ -33,11 +33,21 @@ def empty_like_any(rows: Gradients) -> Tensor:
     return torch.empty_like(present[0], dtype=reduce(torch.promote_types, (row.dtype for row in present)))
 
 
-def gram(grads: Gradients, tasks: int, stacked: bool = False) -> Tensor:
-    """K_ij = sum over all coordinates of g_i g_j, in float64."""
+def gram(grads: Gradients, tasks: int, stacked: bool = False, groups: Sequence[int] | None = None) -> Tensor:
+    """K_ij = sum over all coordinates (of one group) of g_i g_j, in float64."""
     device = next(g.device for g in grads if g is not None)
+    pieces = _pieces(grads, tasks, stacked)
+    if not groups:
+        return _gram(pieces, tasks, device)
+    members: list[list[list[Tensor | None]]] = [[] for _ in range(max(groups) + 1)]
+    for group, rows in zip(groups, pieces, strict=True):
+        members[group].append(rows)
+    return torch.stack([_gram(rows, tasks, device) for rows in members])
+
+
+def _gram(pieces: Sequence[Gradients], tasks: int, device: torch.device) -> Tensor:
     total = torch.zeros(tasks, tasks, dtype=torch.float64, device=device)
-    for rows in _pieces(grads, tasks, stacked):
+    for rows in pieces:
         flat = [None if row is None else row.reshape(-1) for row in rows]
         numel = next((row.numel() for row in flat if row is not None), 0)
         for start in range(0, numel, _CHUNK):
@@ -94,32 +104,34 @@ def pcgrad_weights(
     include_self: bool = False,
     scale: float = 1.0,
 ) -> Tensor:
-    """PCGrad's Algorithm 1 in Gram space: all T scans side by side. [T] float64"""
-    tasks = gram.shape[0]
+    """PCGrad's Algorithm 1 in Gram space: all T scans of all groups side by side. [T] or [G, T] float64"""
+    tasks = gram.shape[-1]
     own = torch.arange(tasks, device=gram.device)
-    finite = gram.isfinite().all()
+    finite = gram.isfinite().flatten(-2).all(-1)
     valid = finite
     if order is not None:
         valid = valid & ((order >= 0) & (order < tasks)).all()
         order = order.clamp(0, tasks - 1)
     elif key is not None:
-        order = random_order(key, tasks)
-        key[1] += finite.to(key.dtype)
+        groups = gram.shape[0] if gram.dim() == 3 else 1
+        order = torch.stack([random_order(key, tasks, group) for group in range(groups)])
+        key[1] += finite.all().to(key.dtype)
     else:
         order = own.expand(tasks, tasks)
-    squares = gram.diagonal()
+    order = order.expand(gram.shape) if gram.dim() == 3 else order.reshape(gram.shape)
+    squares = gram.diagonal(dim1=-2, dim2=-1)
     dots = gram.clone()  # row i: <g_i^PC, g_j>
-    coefficients = torch.eye(tasks, dtype=gram.dtype, device=gram.device)
+    coefficients = torch.eye(tasks, dtype=gram.dtype, device=gram.device).expand(gram.shape).clone()
     for k in range(tasks):
-        j = order[:, k]
-        dot, square = dots.gather(1, j[:, None])[:, 0], squares[j]
+        j = order[..., k]
+        dot, square = dots.gather(-1, j[..., None])[..., 0], squares.gather(-1, j)
         projected = (dot < 0) & (square > 0)
         if not include_self:
             projected = projected & (j != own)
         a = torch.where(projected, -dot / square, 0.0)
-        dots = dots + a[:, None] * gram[j]
-        coefficients.scatter_add_(1, j[:, None], a[:, None])
-    return torch.where(valid, scale * coefficients.sum(0), torch.nan)
+        dots = dots + a[..., None] * gram.gather(-2, j[..., None].expand(gram.shape))
+        coefficients.scatter_add_(-1, j[..., None], a[..., None])
+    return torch.where(valid[..., None], scale * coefficients.sum(-2), torch.nan)
 
 
 def combine_(
@@ -128,20 +140,23 @@ def combine_(
     weights: Tensor,
     stacked: bool = False,
     accumulate: bool = False,
+    groups: Sequence[int] | None = None,
 ) -> None:
-    """out_p (+)= sum_t w_t g_tp, summed in float64 and rounded to out's type, by way of float32 to 16 bits."""
-    for target, rows in zip(out, _pieces(grads, weights.numel(), stacked), strict=True):
+    """out_p (+)= sum_t w_t g_tp with the w of p's group, in float64, rounded to out's type (by way of float32 to 16 bits)."""
+    pieces = _pieces(grads, weights.shape[-1], stacked)
+    of_piece = [weights[group] for group in groups] if groups else [weights] * len(pieces)
+    for target, rows, w in zip(out, pieces, of_piece, strict=True):
         total = target.double() if accumulate else torch.zeros_like(target, dtype=torch.float64)
         for t, row in enumerate(rows):
             if row is not None:
-                total = total + weights[t] * row.double()
+                total = total + w[t] * row.double()
         target.copy_(total)
 
 
-def combine(grads: Gradients, weights: Tensor, stacked: bool = False) -> list[Tensor]:
+def combine(grads: Gradients, weights: Tensor, stacked: bool = False, groups: Sequence[int] | None = None) -> list[Tensor]:
     """As combine_, into new tensors."""
-    out = [empty_like_any(piece) for piece in _pieces(grads, weights.numel(), stacked)]
-    torch.ops.gradsurgery.combine_(out, grads, weights, stacked)
+    out = [empty_like_any(piece) for piece in _pieces(grads, weights.shape[-1], stacked)]
+    torch.ops.gradsurgery.combine_.default(out, grads, weights, stacked, False, groups)
     return out
 
 

@@ -4,9 +4,14 @@
 tensors, then task 1's); an entry may be None: that task has no gradient there, which counts as zeros. With ``stacked=True`` it has
 P tensors of shape [T, ...]. All entries of one position have one shape; strides are free.
 
+``groups`` puts position p into group ``groups[p]`` of 0..G-1, in any order: then K is [G, T, T], one for each group, and
+``weights`` are [G, T]. For ``gram`` every group up to the largest has a position. None or empty: one group, [T, T]
+and [T].
+
 Operators ending in ``_`` write into ``out`` (P tensors, each of the shape of one task's gradient; an ``out`` may be one of them)
 and add to what is there when ``accumulate`` is set. ``key`` is int64 [2] = (seed, step): it selects PCGrad's random order
-and its step is advanced by one, unless K is not finite.
+and its step is advanced by one, unless K is not finite. Groups draw orders of their own from one key, whose step is advanced
+unless the K of some group is not finite; ``order`` is shared by them.
 """
 
 from __future__ import annotations
@@ -18,16 +23,17 @@ LIBRARY = torch.library.Library("gradsurgery", "DEF")
 _PCGRAD = "Tensor? order=None, Tensor({alias}!)? key=None, bool include_self=False, float scale=1.0"
 
 SCHEMAS = (
-    # K [T, T] float64: K_ij = <g_i, g_j>, accumulated in float64
-    "gram(Tensor?[] grads, int tasks, bool stacked=False) -> Tensor",
-    # w [T] float64 from K
+    # K [T, T] or [G, T, T] float64: K_ij = <g_i, g_j>, accumulated in float64
+    "gram(Tensor?[] grads, int tasks, bool stacked=False, int[]? groups=None) -> Tensor",
+    # w [T] or [G, T] float64 from K
     f"pcgrad_weights(Tensor gram, {_PCGRAD.format(alias='a')}) -> Tensor",
     # (w [T], report [4]) float64 from K by a solver's name, with a leading [G] for K [G, T, T]; see csrc/weights/solver.h
     "solve(Tensor gram, str solver, float[] options, Tensor? given=None, Tensor(a!)? state=None, Tensor? order=None, "
     "Tensor(b!)? key=None) -> (Tensor, Tensor)",
     # sum_t w_t g_t, one tensor a position
-    "combine(Tensor?[] grads, Tensor weights, bool stacked=False) -> Tensor[]",
-    "combine_(Tensor(a!)[] out, Tensor?[] grads, Tensor weights, bool stacked=False, bool accumulate=False) -> ()",
+    "combine(Tensor?[] grads, Tensor weights, bool stacked=False, int[]? groups=None) -> Tensor[]",
+    "combine_(Tensor(a!)[] out, Tensor?[] grads, Tensor weights, bool stacked=False, bool accumulate=False, int[]? groups=None) "
+    "-> ()",
     # the three in one call -> (K, w)
     "pcgrad_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked=False, "
     f"{_PCGRAD.format(alias='b')}, bool accumulate=False) -> (Tensor, Tensor)",

@@ -48,6 +48,23 @@ def solver(emulator: Emulator) -> list[Float64]:
     return results
 
 
+def solver_of_groups(emulator: Emulator) -> list[Float64]:
+    """Groups draw from one key, which waits for the last of them; in the second call it stays."""
+    results = []
+    for tasks in (5, 34):
+        G = np.random.default_rng(tasks).normal(size=(3, tasks, tasks)) - 0.3
+        K = G @ G.transpose(0, 2, 1)
+        key = np.array([1, 2], dtype=np.int64)
+        results += [emulator.pcgrad_weights(K, key=key)[0], key.astype(np.float64)]
+        K[1, -1, -1] = np.nan
+        results += [emulator.pcgrad_weights(K, key=key)[0], key.astype(np.float64)]
+    return results
+
+
+def grams_of_groups(emulator: Emulator) -> list[Float64]:
+    return [emulator.gram([rows(tasks, n) for n in (700, 2049, 5, 3001)], [2, 0, 1, 1]) for tasks in (3, 12)]
+
+
 def fused_solver(emulator: Emulator) -> list[Float64]:
     return list(emulator.pcgrad_weights(pieces=[rows(5, 5001)], key=np.array([3, 4], dtype=np.int64)))
 
@@ -79,6 +96,8 @@ RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     gram_of_many,
     solver,
     solvers,
+    solver_of_groups,
+    grams_of_groups,
     fused_solver,
     combined,
 )

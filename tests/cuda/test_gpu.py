@@ -53,6 +53,16 @@ def everything(given: Sample, key: Tensor | None = None) -> tuple[list[Tensor], 
     return fused, fused_K, fused_w
 
 
+def grouped(given: Sample, key: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Two groups where there are two positions. -> (combined, K [G, T, T], w [G, T])"""
+    groups = [p % 2 for p in range(given.pieces)]
+    K = OPS.gram(given.grads, given.tasks, given.stacked, groups)
+    w = OPS.pcgrad_weights(K, None, key)
+    out = given.empty()
+    OPS.combine_(out, given.grads, w, given.stacked, False, groups)
+    return out, K, w
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tasks", [1, 2, 3, 5, 8, 9, 16, 17, 32, 33, 100])
 @pytest.mark.parametrize("numel", [65_537, 1_000_003])
@@ -93,10 +103,12 @@ def test_the_host_never_waits(device: torch.device, layout: str) -> None:
     given = sample(layout, 5, torch.float32, device)
     key = torch.tensor([1, 0], device=device)
     everything(given, key)  # loads the kernels, and fills the memory pool
+    grouped(given, key)
     torch.cuda.synchronize()
     with no_synchronization():
         torch.cuda._sleep(2_000_000_000)
         everything(given, key)
+        grouped(given, key)
         assert not torch.cuda.current_stream().query(), "the operators waited for the device"
     torch.cuda.synchronize()
 
@@ -167,6 +179,32 @@ def test_cuda_graph(device: torch.device, tasks: int, form: Callable[[torch.devi
         assert key.tolist() == [7, replay + 1]
         seen.add(tuple(w.tolist()))
     assert len(seen) > 1 or tasks < 4
+
+
+@pytest.mark.parametrize("tasks", [3, 8, 12, 33])
+def test_cuda_graph_of_groups(device: torch.device, tasks: int) -> None:
+    """Every group draws a new order at each replay, and the key advances once."""
+    given = _many(device, tasks)
+    key = torch.tensor([7, 0], device=device)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        grouped(given, key)
+    torch.cuda.current_stream().wait_stream(side)
+    key.copy_(torch.tensor([7, 0]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, K, w = grouped(given, key)
+    for replay in range(3):
+        for g in given.grads:
+            if g is not None:
+                g.mul_(0.5)
+        graph.replay()
+        expected, eager_K, eager_w = grouped(given, torch.tensor([7, replay], device=device))
+        assert torch.equal(K, eager_K)
+        assert torch.equal(w, eager_w)
+        assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+        assert key.tolist() == [7, replay + 1]
 
 
 def test_a_thousand_tensors(device: torch.device) -> None:

@@ -23,7 +23,10 @@ def test_gram_launch(emulator: Emulator, tasks: int, chunks: int) -> None:
     assert threads % 32 == 0
     assert 1 <= blocks <= min(chunks, 1024)
     pairs = tasks * (tasks + 1) // 2
-    assert emulator.library.gs_gram_partials(tasks, chunks) == pairs * blocks
+    for groups in (2, 40, 1000):
+        grouped = emulator.gram_launch(tasks, chunks, groups)
+        assert (grouped[0], grouped[2]) == (threads, panels)
+        assert grouped[1] == min(chunks, blocks + groups - 1)
     if tasks <= 8:
         assert (threads, panels) == (256, 1)
         return

@@ -37,6 +37,8 @@ with warnings.catch_warnings(record=True) as caught:
         gaps=[None if g is None else g.tolist() for g in gs.aggregate([[G[0], None], None, [G[2], None]], "pcgrad", seed=5)],
         out=gs.aggregate(G, "mean", out=torch.empty(8)).tolist(),
         combine=gs.combine(list(G), torch.tensor([0.5, 1.0, 2.0])).tolist(),
+        groups=gs.gram([[row[:3], row[3:5], row[5:]] for row in G], groups=[0, 1, 0]).tolist(),
+        against=gs.gram(G, against=G.flip(0)).tolist(),
     )
     surgery = gs.GradientAggregator("pcgrad", seed=1)
     z = G.clone().requires_grad_()

@@ -39,6 +39,17 @@ def test_the_values_count(lazy: Callable[..., Tensor], numel: int) -> None:
             assert torch.equal(gs.aggregate(given, method, **options), gs.aggregate(plain, method, **options))
 
 
+@pytest.mark.parametrize("lazy", [negated, zeros])
+def test_the_values_count_in_groups(lazy: Callable[..., Tensor]) -> None:
+    given = [[torch.randn(6), lazy(4), lazy(2)], [lazy(6), None, torch.randn(2)]]
+    plain = [[None if g is None else torch.zeros_like(g) + g for g in row] for row in given]
+    w, labels = torch.randn(2, 2, dtype=torch.float64), ["a", "b", "a"]
+    assert torch.equal(gs.gram(given, groups=labels), gs.gram(plain, groups=labels))
+    assert torch.equal(gs.gram(given, against=plain), gs.gram(plain, against=plain))
+    both = zip(gs.combine(given, w, groups=labels), gs.combine(plain, w, groups=labels), strict=True)  # type: ignore[arg-type]
+    assert all(torch.equal(a, b) for a, b in both)
+
+
 @pytest.mark.parametrize("numel", [6, 20_000])
 def test_out_may_be_negated(numel: int) -> None:
     G, w = torch.randn(3, numel), torch.ones(3)

@@ -24,8 +24,18 @@ def inputs(layout: str, requires_grad: bool = False, dtype: torch.dtype = torch.
     return given
 
 
+def grouped(given: Sample) -> list[int]:
+    """Two groups where there are two positions. [P]"""
+    return [p % 2 for p in range(given.pieces)]
+
+
+def weights_of_groups(given: Sample, device: Any = "cpu") -> Tensor:
+    return torch.stack([weights_of(given.tasks, device, seed) for seed in range(max(grouped(given)) + 1)])
+
+
 def gram_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
-    return [(g.grads, 3, g.stacked) for g in (inputs(layout, device=device), inputs(layout, requires_grad=True, device=device))]
+    both = [inputs(layout, device=device), inputs(layout, requires_grad=True, device=device)]
+    return [(g.grads, 3, g.stacked, groups) for g in both for groups in (None, grouped(g))]
 
 
 def combine_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
@@ -35,12 +45,17 @@ def combine_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
     for requires_grad in (False, True):
         g = inputs(layout, requires_grad, device=device)
         calls.append((g.grads, weights_of(3, device).requires_grad_(requires_grad), g.stacked))
+        calls.append((g.grads, weights_of_groups(g, device).requires_grad_(requires_grad), g.stacked, grouped(g)))
     return calls
 
 
 def combine_in_place_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
     g = inputs(layout, device=device)
-    return [([o.zero_() for o in g.empty()], g.grads, weights_of(3, device), g.stacked, accumulate) for accumulate in (False, True)]
+    return [
+        ([o.zero_() for o in g.empty()], g.grads, w, g.stacked, accumulate, groups)
+        for accumulate in (False, True)
+        for w, groups in ((weights_of(3, device), None), (weights_of_groups(g, device), grouped(g)))
+    ]
 
 
 def pcgrad_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
@@ -55,7 +70,8 @@ def pcgrad_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
 def weight_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
     G = maker(torch.float64, device)(3, 4)
     order, key = torch.arange(3, device=device).flip(0).expand(3, 3).contiguous(), torch.tensor([5, 6], device=device)
-    return [(G @ G.T,), (G @ G.T, order), (G @ G.T, None, key, True, 0.5)]
+    K = torch.stack([G @ G.T, torch.eye(3, dtype=torch.float64, device=device)])
+    return [(gram, *rest) for gram in (K[0], K) for rest in ((), (order,), (None, key, True, 0.5))]
 
 
 def solve_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
@@ -122,6 +138,30 @@ def test_gradcheck_of_combine(layout: str, device: torch.device) -> None:
 
     assert torch.autograd.gradcheck(function, (w, *present))
     assert torch.autograd.gradgradcheck(function, (w, *present))
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_gradcheck_of_groups(stacked: bool, device: torch.device) -> None:
+    make = maker(torch.float64, device, requires_grad=True)
+    gaps = [make(2), None, make(1), None, make(3), None, make(2), None, make(1)]
+    given = Sample([make(3, 2), make(3, 1), make(3, 2, 2)] if stacked else gaps, 3, stacked)
+    present, groups = [g for g in given.grads if g is not None], [1, 0, 1]
+    w = weights_of_groups(given, device).requires_grad_()
+
+    def function(w: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        left = list(tensors)
+        grads = [None if g is None else left.pop(0) for g in given.grads]
+        K = OPS.gram(grads, 3, given.stacked, groups)
+        return K, *OPS.combine(grads, w, given.stacked, groups)
+
+    assert torch.autograd.gradcheck(function, (w, *present))
+    assert torch.autograd.gradgradcheck(function, (w, *present))
+
+
+def test_derivative_where_no_task_reaches_a_group(device: torch.device) -> None:
+    a = maker(torch.float64, device, requires_grad=True)(4)
+    OPS.gram([a, None, None, None, None, None], 2, False, [2, 0, 1])[2, 0, 0].backward()
+    torch.testing.assert_close(a.grad, 2 * a.detach())
 
 
 def test_gradcheck_of_combine_with_gaps(device: torch.device) -> None:
@@ -224,6 +264,21 @@ def test_compiled_combine(device: torch.device) -> None:
     out = torch.zeros(20, device=device)
     assert torch.equal(compiled(lambda g, out: gs.combine(g, w, out=out) + 1)(G, out), gs.combine(G, w) + 1)
     assert torch.equal(out, gs.combine(G, w))
+
+
+def test_compiled_groups(device: torch.device) -> None:
+    G, H = maker(torch.float32, device, requires_grad=True)(3, 20), maker(torch.float32, device, 1)(3, 20)
+    w = torch.stack([weights_of(3, device, seed) for seed in (1, 2)])
+
+    def function(g: Tensor) -> tuple[Tensor, ...]:
+        grads = [[row[:5], row[5:9], row[9:]] for row in g]
+        K = gs.gram(grads, groups=["a", "b", "a"])
+        return K, ops.pcgrad_weights(K.detach()), gs.gram(g, against=H), *gs.combine(grads, w, groups=["a", "b", "a"])
+
+    eager, traced = function(G), compiled(function)(G)
+    assert all(torch.equal(a, b) for a, b in zip(traced, eager, strict=True))
+    derivatives = [torch.autograd.grad(sum(x.double().sum() for x in (r[0], *r[2:])), G)[0] for r in (eager, traced)]
+    torch.testing.assert_close(*derivatives)
 
 
 @pytest.mark.parametrize("method", sorted(gs.methods()))

@@ -27,8 +27,9 @@ struct GivenRows {
   std::unique_ptr<RowTable> table;
   std::vector<int64_t> memory;
 
+  // With groups > 1 the pieces are sorted by group; group_pieces [G + 1].
   GivenRows(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars, char* const* out,
-            const uint8_t* out_scalars) {
+            const uint8_t* out_scalars, int groups = 1, const int64_t* group_pieces = nullptr) {
     rows.tasks = tasks;
     for (int p = 0; p < pieces; ++p) {
       for (int t = 0; t < tasks; ++t) rows.rows.push_back(Row{data[p * tasks + t], -1, Scalar(scalars[p])});
@@ -36,6 +37,7 @@ struct GivenRows {
       rows.pieces.push_back(Piece{numel[p], rows.numel});
       rows.numel += numel[p];
     }
+    if (groups > 1) rows.group_pieces.assign(group_pieces, group_pieces + groups + 1);
     table = std::make_unique<RowTable>(rows);
     if (table->device_bytes() == 0) return;
     memory.resize(table->device_bytes() / 8, -1);
@@ -46,7 +48,7 @@ struct GivenRows {
 void poison(std::vector<double>& values) { std::fill(values.begin(), values.end(), nan("")); }
 
 std::vector<double> partial_sums(GivenRows& problem) {
-  std::vector<double> partial(gram_partials(problem.table->tasks(), problem.table->chunks()));
+  std::vector<double> partial(gram_partials(*problem.table));
   poison(partial);
   gram_partials_cuda(*problem.table, partial.data(), nullptr);
   return partial;
@@ -60,29 +62,31 @@ GS_EXPORT const char* gs_error() { return error.c_str(); }
 GS_EXPORT void gs_schedule(unsigned seed) { simt::set_schedule(seed); }
 GS_EXPORT void gs_remove_barrier(const char* name) { simt::remove_barrier(name); }
 
-GS_EXPORT int gs_gram(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
-                      double* gram) {
+GS_EXPORT int gs_gram(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars, int groups,
+                      const int64_t* group_pieces, double* gram /* [G, T, T] */) {
   return guarded([&] {
-    GivenRows problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
+    GivenRows problem(tasks, pieces, numel, data, scalars, nullptr, nullptr, groups, group_pieces);
     const std::vector<double> partial = partial_sums(problem);
-    gram_finish_cuda(tasks, gram_launch(tasks, problem.table->chunks()).blocks, partial.data(), gram, nullptr);
+    gram_finish_cuda(*problem.table, partial.data(), gram, nullptr);
   });
 }
 
 GS_EXPORT int gs_combine(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
-                         char* const* out, const uint8_t* out_scalars, const double* weights, int accumulate) {
+                         char* const* out, const uint8_t* out_scalars, int groups, const int64_t* group_pieces,
+                         const double* weights /* [G, T] */, int accumulate) {
   return guarded([&] {
-    GivenRows problem(tasks, pieces, numel, data, scalars, out, out_scalars);
+    GivenRows problem(tasks, pieces, numel, data, scalars, out, out_scalars, groups, group_pieces);
     combine_cuda(*problem.table, weights, accumulate != 0, nullptr);
   });
 }
 
 // kind: OrderKind. Either gram is read, or, with pieces > 0, it is written from the rows by the solver itself.
-GS_EXPORT int gs_pcgrad_weights(int tasks, int kind, const int64_t* order, int64_t* key, int include_self, double scale,
-                                double* gram, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars,
-                                double* w) {
+GS_EXPORT int gs_pcgrad_weights(int groups, int tasks, int kind, const int64_t* order, int64_t* key, int include_self,
+                                double scale, double* gram, int pieces, const int64_t* numel, const char* const* data,
+                                const uint8_t* scalars, double* w) {
   return guarded([&] {
     PcgradCuda solve;
+    solve.groups = groups;
     solve.tasks = tasks;
     solve.options.kind = OrderKind(kind);
     solve.options.include_self = include_self != 0;
@@ -91,14 +95,14 @@ GS_EXPORT int gs_pcgrad_weights(int tasks, int kind, const int64_t* order, int64
     solve.key = key;
     solve.gram = gram;
     solve.w = w;
-    std::vector<char> scratch(pcgrad_scratch_bytes(tasks), char(0xFF));
+    std::vector<char> scratch(groups * pcgrad_scratch_bytes(tasks), char(0xFF));
     if (!scratch.empty()) solve.scratch = scratch.data();
     std::vector<double> partial;
     if (pieces > 0) {
       GivenRows problem(tasks, pieces, numel, data, scalars, nullptr, nullptr);
       partial = partial_sums(problem);
       solve.partial = partial.data();
-      solve.blocks = gram_launch(tasks, problem.table->chunks()).blocks;
+      solve.blocks = gram_launch(*problem.table).blocks;
     }
     pcgrad_weights_cuda(solve, nullptr);
   });
@@ -106,13 +110,12 @@ GS_EXPORT int gs_pcgrad_weights(int tasks, int kind, const int64_t* order, int64
 
 // --- launch parameters and the table, for tests of their own ---
 
-GS_EXPORT void gs_gram_launch(int tasks, int chunks, int* threads_blocks_panels) {
-  const GramLaunch launch = gram_launch(tasks, chunks);
+GS_EXPORT void gs_gram_launch(int tasks, int chunks, int groups, int* threads_blocks_panels) {
+  const GramLaunch launch = gram_launch(tasks, chunks, groups);
   threads_blocks_panels[0] = launch.threads;
   threads_blocks_panels[1] = launch.blocks;
   threads_blocks_panels[2] = launch.panels;
 }
-GS_EXPORT int64_t gs_gram_partials(int tasks, int chunks) { return gram_partials(tasks, chunks); }
 GS_EXPORT int gs_chunk_length(int64_t numel, int tasks) { return chunk_length(numel, tasks); }
 GS_EXPORT int gs_pcgrad_warps(int tasks, int fused) { return pcgrad_warps(tasks, fused != 0); }
 GS_EXPORT int64_t gs_pcgrad_memory(int tasks, int fused) { return pcgrad_memory(tasks, fused != 0); }
@@ -141,6 +144,28 @@ GS_EXPORT int gs_chunks(int tasks, int pieces, const int64_t* numel, int64_t* ch
     chunks[3 * c + 2] = chunk.length;
   }
   return table.chunks;
+}
+
+// The chunks of every block of the Gram kernels, (block, group of the chunk, chunk) each; returns the number of blocks.
+GS_EXPORT int gs_block_chunks(int tasks, int pieces, const int64_t* numel, int groups, const int64_t* group_pieces,
+                              int64_t* visited /* [chunks, 3] */, int64_t* first_blocks /* [G + 1] */) {
+  const std::vector<const char*> none(size_t(tasks) * pieces, nullptr);
+  const std::vector<uint8_t> scalars(pieces, uint8_t(Scalar::f32));
+  GivenRows problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr, groups, group_pieces);
+  Table table = problem.table->parameter();
+  if (table.device) table.device = problem.table->words().data();
+  const int blocks = gram_launch(*problem.table).blocks;
+  for (int block = 0; block < blocks; ++block) {
+    for (int turn = block;; turn += blocks) {
+      const int c = chunk_of_turn(table, block, blocks, turn);
+      if (c == table.chunks) break;
+      *visited++ = block;
+      *visited++ = find_group(table, c);
+      *visited++ = c;
+    }
+  }
+  for (int g = 0; g <= groups; ++g) first_blocks[g] = group_first_block(table, g, blocks);
+  return blocks;
 }
 
 // The barriers' own test: threads pass values to their neighbours through shared memory, `rounds` times.
