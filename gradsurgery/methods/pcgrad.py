@@ -65,6 +65,9 @@ class PCGrad(Method):
         order, key = self._arrange(gram.shape[-1], gram.device, step.state.get("key"))
         return ops.pcgrad_weights(gram.contiguous(), order, key, self.include_self, self._scale(gram.shape[-1], step))
 
+    def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
+        return Solution(gram, self.weights(gram, step))  # of all groups at once, each with an order of its own
+
     def surgery_(
         self,
         out: Sequence[Tensor],
@@ -73,6 +76,8 @@ class PCGrad(Method):
         groups: Sequence[int] = (),
         accumulate: bool = False,
     ) -> Solution:
+        if groups:
+            return super().surgery_(out, grads, step, groups, accumulate)
         T = grads.tasks
         order, key = self._arrange(T, grads.device, step.state.get("key"))
         scale = 1.0 if self.reduction == "sum" else 1.0 / sum(grads.present if step.present is None else step.present)

@@ -114,8 +114,9 @@ class Method:
             groups: the group of each tensor, from 0; empty: one group of all. [P]
             accumulate: add to what is in ``out``.
         """
-        solution = self.solve(ops.gram(grads.entries, grads.tasks, grads.stacked), step)
-        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate)
+        of_piece = list(groups) or None
+        solution = self.solve(ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece), step)
+        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
         return solution
 
     def small_matrix_(self, out: Any, grads: Tensor) -> bool:
