@@ -132,6 +132,20 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CPU, m) {
 
 namespace {
 
+template <class T>
+T* at_address(int64_t integer) {
+  return reinterpret_cast<T*>(integer);
+}
+
+gradsurgery::PcgradOptions options_at(int64_t order, int64_t key, int64_t include_self, double scale) {
+  using namespace gradsurgery;
+  PcgradOptions options;
+  options.kind = order ? OrderKind::given : key ? OrderKind::random : OrderKind::ascending;
+  options.include_self = include_self != 0;
+  options.scale = scale;
+  return options;
+}
+
 // pcgrad on one dense [T, N] matrix given by addresses: at N = 1,000 the dispatcher costs five times the arithmetic. The caller
 // has checked everything (gradsurgery/ops/small.py); Python's lock is held, for a few microseconds. (out, grads, tasks, numel,
 // scalar, order or 0, key or 0, include_self, scale)
@@ -146,23 +160,40 @@ PyObject* pcgrad_small(PyObject*, PyObject* const* args, Py_ssize_t count) {
   const double scale = PyFloat_AsDouble(args[8]);
   if (PyErr_Occurred()) return nullptr;
   const int tasks = int(value[2]);
-  const auto address = [](int64_t integer) { return reinterpret_cast<char*>(integer); };
   Rows rows;
   rows.tasks = tasks;
   rows.numel = value[3];
   rows.pieces.push_back(Piece{rows.numel, 0});
   const Scalar scalar = Scalar(value[4]);
   rows.rows.reserve(size_t(tasks));
-  for (int t = 0; t < tasks; ++t) rows.rows.push_back(Row{address(value[1]) + t * rows.numel * size_of(scalar), -1, scalar});
-  rows.out.push_back(Row{address(value[0]), -1, scalar});
-  PcgradOptions options;
-  options.kind = value[5] ? OrderKind::given : value[6] ? OrderKind::random : OrderKind::ascending;
-  options.include_self = value[7] != 0;
-  options.scale = scale;
+  const char* const grads = at_address<char>(value[1]);
+  for (int t = 0; t < tasks; ++t) rows.rows.push_back(Row{grads + t * rows.numel * size_of(scalar), -1, scalar});
+  rows.out.push_back(Row{at_address<char>(value[0]), -1, scalar});
   try {
     Scratch<double, 80> scratch(size_t(tasks) * (tasks + 1));
-    pcgrad_cpu(rows, options, reinterpret_cast<const int64_t*>(address(value[5])), reinterpret_cast<int64_t*>(address(value[6])),
-               false, ops::torch_threads(), scratch.data(), scratch.data() + int64_t(tasks) * tasks);
+    pcgrad_cpu(rows, options_at(value[5], value[6], value[7], scale), at_address<int64_t>(value[5]),
+               at_address<int64_t>(value[6]), false, ops::torch_threads(), scratch.data(),
+               scratch.data() + int64_t(tasks) * tasks);
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
+  Py_RETURN_NONE;
+}
+
+// pcgrad_weights likewise, on one dense K [T, T]. (w, gram, tasks, order or 0, key or 0, include_self, scale)
+PyObject* pcgrad_weights_small(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  using namespace gradsurgery;
+  if (count != 7) {
+    PyErr_SetString(PyExc_TypeError, "pcgrad_weights_small: expected 7 arguments");
+    return nullptr;
+  }
+  int64_t value[6];
+  for (int k = 0; k < 6; ++k) value[k] = PyLong_AsLongLong(args[k]);
+  const double scale = PyFloat_AsDouble(args[6]);
+  if (PyErr_Occurred()) return nullptr;
+  try {
+    pcgrad_weights(at_address<double>(value[1]), 1, int(value[2]), options_at(value[3], value[4], value[5], scale),
+                   at_address<int64_t>(value[3]), at_address<int64_t>(value[4]), at_address<double>(value[0]));
   } catch (const std::bad_alloc&) {
     return PyErr_NoMemory();
   }
@@ -171,6 +202,8 @@ PyObject* pcgrad_small(PyObject*, PyObject* const* args, Py_ssize_t count) {
 
 PyMethodDef methods[] = {
     {"pcgrad_small", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pcgrad_small)), METH_FASTCALL, nullptr},
+    {"pcgrad_weights_small", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(pcgrad_weights_small)), METH_FASTCALL,
+     nullptr},
     {nullptr, nullptr, 0, nullptr},
 };
 

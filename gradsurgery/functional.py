@@ -13,7 +13,7 @@ from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, c
 from gradsurgery.capture.grouping import group_indices
 from gradsurgery.capture.losses import LossesLike, losses_tensor
 from gradsurgery.methods import Method, Step, build
-from gradsurgery.methods.registry import check_gram
+from gradsurgery.methods.registry import NO_STEP, check_gram
 
 Gradients = Tensor | Sequence[GradientLike]
 Gradient = Tensor | list[Tensor] | list[Tensor | None]
@@ -58,8 +58,17 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
         losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence of scalars.
     """
     chosen = build(method, **options)
-    check_gram(gram)
-    return chosen.solve(gram.detach(), Step(losses=losses_tensor(losses, gram.shape[-1], gram.device))).weights
+    step = NO_STEP
+    if losses is None:
+        w = chosen.small_weights(gram)
+        if w is not None:
+            return w
+    else:
+        check_gram(gram)
+        step = Step(losses=losses_tensor(losses, gram.shape[-1], gram.device))
+    if isinstance(gram, Tensor) and gram.requires_grad:
+        gram = gram.detach()
+    return chosen.solve(gram, step).weights
 
 
 def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Sequence[Hashable] | None = None) -> Gradient:

@@ -46,7 +46,7 @@ def arrange(
     order: Order, seed: int | None, tasks: int, device: torch.device, key: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """(order, key), of which at most one is given; ``key`` is the state's, if there is one."""
-    if isinstance(order, Tensor):
+    if not isinstance(order, str):
         if order.shape[0] != tasks:
             raise ValueError(f"order: expected shape [{tasks}, {tasks}] for {tasks} tasks, found {list(order.shape)}.")
         return order.to(device, torch.int64).contiguous(), None

@@ -84,12 +84,20 @@ class PCGrad(Method):
         K, w = ops.pcgrad_(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
         return Solution(K, w)
 
+    def small_weights(self, gram: Any) -> Tensor | None:
+        problem = ops.small_gram(gram)
+        if problem is None:
+            return None
+        T = problem[1]
+        order, key = arrange(self.order, self.seed, T, _CPU, None)
+        return ops.weights_of_small_gram(problem, order, key, self.include_self, 1.0 if self.reduction == "sum" else 1.0 / T)
+
     def small_matrix_(self, out: Any, grads: Tensor) -> bool:
         problem = ops.small_matrix(out, grads)
         if problem is None:
             return False
         T = problem[2]
-        order, key = self._arrange(T, _CPU, None)
+        order, key = arrange(self.order, self.seed, T, _CPU, None)
         scale = 1.0 if self.reduction == "sum" else 1.0 / T
         ops.pcgrad_small_(problem, out, order, key, self.include_self, scale)
         return True

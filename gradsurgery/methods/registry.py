@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ State = Mapping[str, Tensor]
 NO_STATE: State = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """What a method may know of a step besides the gradients.
 
     Attributes:
@@ -35,7 +34,7 @@ class Step:
         against: the gradients of a second batch, for methods that multiply two batches' gradients.
     """
 
-    state: State = field(default_factory=lambda: NO_STATE)
+    state: State = NO_STATE
     present: tuple[bool, ...] | None = None
     losses: Tensor | None = None
     against: TaskGradients | None = None
@@ -44,8 +43,7 @@ class Step:
 NO_STEP = Step()
 
 
-@dataclass(frozen=True, slots=True)
-class Solution:
+class Solution(NamedTuple):
     """What a step of surgery came to.
 
     Attributes:
@@ -118,6 +116,13 @@ class Method:
         solution = self.solve(ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece), step)
         ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
         return solution
+
+    def small_weights(self, gram: Any) -> Tensor | None:
+        """``weights`` without memory of a small K by a shorter way, if the method has one and it applies; else None.
+
+        The argument is unchecked.
+        """
+        return None
 
     def small_matrix_(self, out: Any, grads: Tensor) -> bool:
         """``surgery_`` of a small matrix [T, N] into ``out`` [N] by a shorter way, if the method has one and it applies.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import autograd, fake, lazy, native, reference, schema, solvers  # noqa: F401  (schemas first, kernels last)
 from .native import build_info, warn_if_reference
-from .small import pcgrad_small_, small_matrix
+from .small import pcgrad_small_, small_gram, small_matrix, weights_of_small_gram
 
 __all__ = [
     "build_info",
@@ -19,9 +19,11 @@ __all__ = [
     "pcgrad_",
     "pcgrad_small_",
     "pcgrad_weights",
+    "small_gram",
     "small_matrix",
     "solve",
     "warn_if_reference",
+    "weights_of_small_gram",
 ]
 
 _ops = torch.ops.gradsurgery

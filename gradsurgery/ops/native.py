@@ -38,6 +38,7 @@ _cpu, _cpu_missing = _load("_C")
 _cuda, _cuda_missing = _load("_cuda") if torch.version.cuda else (None, "torch is a build without CUDA")
 
 pcgrad_small: Callable[..., None] | None = _cpu.pcgrad_small if _cpu else None
+pcgrad_weights_small: Callable[..., None] | None = _cpu.pcgrad_weights_small if _cpu else None
 
 _warned: set[str] = set()
 

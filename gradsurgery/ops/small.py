@@ -1,4 +1,4 @@
-"""The shortest way for a small dense matrix on the CPU: the kernels by address, past the dispatcher.
+"""The shortest way for a small dense G or K on the CPU: the kernels by address, past the dispatcher.
 
 At T = 4 and N = 1,000 the arithmetic takes half a microsecond and a dispatched operator five.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import pcgrad_small
+from .native import pcgrad_small, pcgrad_weights_small
 
 _LARGEST = 1 << 16  # elements of G, ten microseconds; above, threads are worth their price
 _MOST_TASKS = 64  # the T x T work is then small, too
@@ -62,3 +62,27 @@ def pcgrad_small_(
     order_address = 0 if order is None else order.data_ptr()
     pcgrad_small(*problem, order_address, 0 if key is None else key.data_ptr(), include_self, scale)
     _written(out)
+
+
+def small_gram(gram: object) -> tuple[int, int] | None:
+    """Address and T of an unchecked K [T, T] that ``weights_of_small_gram`` takes, or None, which says nothing about it."""
+    if pcgrad_weights_small is None or type(gram) is not Tensor or _is_compiling():
+        return None
+    if not (gram.dtype is torch.float64 and gram.is_cpu and gram.dim() == 2 and gram.layout is torch.strided):
+        return None
+    T, address = gram.size(0), gram.data_ptr()
+    if not address or gram.numel() != T * T or T > _MOST_TASKS or not gram.is_contiguous() or gram.is_neg():  # see lazy.py
+        return None
+    return address, T
+
+
+def weights_of_small_gram(
+    problem: tuple[int, int], order: Tensor | None, key: Tensor | None, include_self: bool, scale: float
+) -> Tensor:
+    """``pcgrad_weights`` of a K that ``small_gram`` found. [T]"""
+    assert pcgrad_weights_small is not None
+    address, T = problem
+    w = torch.empty(T, dtype=torch.float64, device="cpu")
+    order_address = 0 if order is None else order.data_ptr()
+    pcgrad_weights_small(w.data_ptr(), address, T, order_address, 0 if key is None else key.data_ptr(), include_self, scale)
+    return w

@@ -92,3 +92,44 @@ def test_it_steps_aside(why: str) -> None:
     before = out._version if isinstance(out, Tensor) else None
     assert not run_small(out, G, None, None)
     assert before is None or out._version == before
+
+
+# --- K -> w -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("T", [1, 2, 3, 8, 33, 64])
+def test_the_same_bits_from_a_gram_matrix(T: int) -> None:
+    G = maker(torch.float64)(T, T + 1)
+    K = G @ G.T
+    order = torch.stack([torch.randperm(T) for _ in range(T)])
+    for chosen, key in ((None, None), (order, None), (None, torch.tensor([11, 3]))):
+        for include_self, scale in ((False, 1.0), (True, 1 / T)):
+            keys = [None if key is None else key.clone() for _ in range(2)]
+            problem = ops.small_gram(K)
+            assert problem is not None
+            w = ops.weights_of_small_gram(problem, chosen, keys[0], include_self, scale)
+            assert torch.equal(w, ops.pcgrad_weights(K, chosen, keys[1], include_self, scale))
+            assert key is None or keys[0].tolist() == [11, 4]  # type: ignore[union-attr]
+
+
+EYE = torch.eye(4, dtype=torch.float64)
+GRAMS_REFUSED = {
+    "another dtype": EYE.float(),
+    "subclass": EYE.as_subclass(Subclass),
+    "strided": torch.eye(8, dtype=torch.float64)[::2, ::2],
+    "groups": EYE.expand(2, 4, 4).contiguous(),
+    "not square": EYE[:2].clone(),
+    "a vector": torch.ones(4, dtype=torch.float64),
+    "no task": torch.zeros(0, 0, dtype=torch.float64),
+    "sparse": EYE.to_sparse(),
+    "meta": EYE.to("meta"),
+    "very many tasks": torch.eye(65, dtype=torch.float64),
+    "negated by a bit": torch._neg_view(EYE),
+    "zeros without memory": torch._efficientzerotensor(4, 4, dtype=torch.float64),
+    "no tensor": [[1.0]],
+}
+
+
+@pytest.mark.parametrize("why", GRAMS_REFUSED)
+def test_it_steps_aside_for_a_gram_matrix(why: str) -> None:
+    assert ops.small_gram(GRAMS_REFUSED[why]) is None
