@@ -91,6 +91,7 @@ class Method:
 
     def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
         """``weights`` for K [T, T] or, group by group, [G, T, T], with what the solver says of them."""
+        check_gram(gram)
         if gram.dim() == 2:
             return Solution(gram, self.weights(gram, step))
         return Solution(gram, torch.stack([self.weights(K, step) for K in gram]))
