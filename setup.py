@@ -199,7 +199,12 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
     modules: list[Any] = [
         CppExtension(
             "gradsurgery._C",
-            ["csrc/register_cpu.cpp", "csrc/gram/gram_cpu.cpp", "csrc/combine/combine_cpu.cpp"],
+            [
+                "csrc/register_cpu.cpp",
+                "csrc/gram/gram_cpu.cpp",
+                "csrc/combine/combine_cpu.cpp",
+                "csrc/combine/coordinatewise_cpu.cpp",
+            ],
             extra_compile_args={"cxx": cxx + stable},
             depends=headers,
             py_limited_api=True,
@@ -221,6 +226,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
                         "csrc/weights/pcgrad_cuda.cu",
                         "csrc/weights/solve_cuda.cu",
                         "csrc/combine/combine_cuda.cu",
+                        "csrc/combine/coordinatewise_cuda.cu",
                     ],
                     extra_compile_args={"cxx": [*cxx, *stable, "-DUSE_CUDA"], "nvcc": flags},
                     depends=headers,

@@ -1,6 +1,7 @@
 // The CPU kernels of the operators in gradsurgery/ops/schema.py. Stable ABI only: one binary serves torch 2.10 and later.
 #include <Python.h>
 
+#include "combine/rule_tensors.h"
 #include "common/tensors.h"
 #include "surgery/surgery.h"
 #include "weights/solve.h"
@@ -108,6 +109,16 @@ void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool sta
   combine_cpu(rows_of(grads, tasks, stacked, &out, groups, count), w, accumulate, torch_threads());
 }
 
+void coordinatewise_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked, std::string rule,
+                     std::vector<double> options, std::optional<Tensor> uniform, std::optional<Tensor> key, bool accumulate) {
+  const Rule what = rule_of(rule, options, tasks);
+  const Rows rows = rows_for(what, grads, tasks, stacked, out);
+  const double* drawn = uniform ? float64_data(*uniform, "uniform") : nullptr;
+  int64_t* counter = int64_data(key, 2, "key");
+  check_draws(what, rows, uniform, key);
+  coordinatewise_cpu(rows, what, drawn, counter, accumulate, torch_threads());
+}
+
 std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked,
                                    std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale,
                                    bool accumulate) {
@@ -127,6 +138,7 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CPU, m) {
   m.impl("pcgrad_weights", TORCH_BOX(&gradsurgery::ops::pcgrad_weights));
   m.impl("solve", TORCH_BOX(&gradsurgery::ops::solve));
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
+  m.impl("coordinatewise_", TORCH_BOX(&gradsurgery::ops::coordinatewise_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
 }
 

@@ -3,6 +3,8 @@
 #include <Python.h>
 
 #include "combine/combine_cuda.h"
+#include "combine/coordinatewise_cuda.h"
+#include "combine/rule_tensors.h"
 #include "common/cuda_table.h"
 #include "common/cuda_tensors.h"
 #include "gram/gram_cuda.h"
@@ -44,12 +46,23 @@ struct Prepared {
            const std::vector<int64_t>& groups, int64_t group_count, const DeviceScope& scope)
       : dense(rows_of(checked(grads, out, scope), tasks, stacked, out, groups, group_count), scope, accumulate),
         table(dense.rows()) {
+    place(scope);
+  }
+
+  Prepared(const Rule& rule, const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>& out, bool accumulate,
+           const DeviceScope& scope)
+      : dense(rows_for(rule, checked(grads, &out, scope), tasks, stacked, out), scope, accumulate),
+        table(dense.rows(), table_extras(dense.rows(), rule)) {
+    place(scope);
+  }
+
+ private:
+  void place(const DeviceScope& scope) {
     if (table.device_bytes() == 0) return;
     table_memory = scope.empty({table.device_bytes() / 8}, ScalarType::Long);
     table.place(table_memory->mutable_data_ptr());
   }
 
- private:
   static const Gradients& checked(const Gradients& grads, const std::vector<Tensor>* out, const DeviceScope& scope) {
     for (const std::optional<Tensor>& g : grads)
       if (g) scope.check_here(*g, "every gradient");
@@ -188,6 +201,20 @@ void combine_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool sta
   combine(prepared, float64_data(weights, scope, "weights"), accumulate, scope);
 }
 
+void coordinatewise_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked, std::string rule,
+                     std::vector<double> options, std::optional<Tensor> uniform, std::optional<Tensor> key, bool accumulate) {
+  const Rule what = rule_of(rule, options, tasks);
+  if (out.empty()) return;
+  const DeviceScope scope(out.front());
+  Prepared prepared(what, grads, tasks, stacked, out, accumulate, scope);
+  check_draws(what, prepared.dense.rows(), uniform, key);
+  const double* drawn = uniform ? float64_data(*uniform, scope, "uniform") : nullptr;
+  int64_t* counter = key ? int64_data(*key, 2, scope, "key") : nullptr;
+  coordinatewise_cuda(prepared.table, what, drawn, counter, accumulate, scope.stream());
+  scope.check_launch();
+  prepared.dense.finish();
+}
+
 std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked,
                                    std::optional<Tensor> order, std::optional<Tensor> key, bool include_self, double scale,
                                    bool accumulate) {
@@ -217,6 +244,7 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CUDA, m) {
   m.impl("pcgrad_weights", TORCH_BOX(&gradsurgery::ops::pcgrad_weights));
   m.impl("solve", TORCH_BOX(&gradsurgery::ops::solve));
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
+  m.impl("coordinatewise_", TORCH_BOX(&gradsurgery::ops::coordinatewise_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
 }
 

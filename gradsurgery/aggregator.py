@@ -220,10 +220,21 @@ class GradientAggregator(nn.Module):
         self._history.append(step)
         self._step += 1
         for hook in list(self._step_hooks.values()):
+            assert solution.gram is not None  # or there would be no hook
             hook(step, solution.gram)
 
     def register_step_hook(self, hook: StepHook) -> RemovableHandle:
-        """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here."""
+        """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here.
+
+        Raises:
+            ValueError: the method computes no K.
+        """
+        if not self.method.finds_gram:
+            name = self.method.spec.name
+            raise ValueError(
+                f"register_step_hook: {name!r} treats every coordinate by itself and computes no K to listen to. Ask for it: "
+                f"GradientAggregator({name!r}, diagnostics=True), at the cost of a second read of the gradients."
+            )
         handle = RemovableHandle(self._step_hooks)
         self._step_hooks[handle.id] = hook
         return handle
@@ -242,7 +253,10 @@ class GradientAggregator(nn.Module):
 
     @property
     def weights(self) -> Tensor | None:
-        """w of the last step, 0 for absent tasks, on its device, without waiting for it; None before the first. [T] float64"""
+        """w of the last step, 0 for absent tasks, on its device, without waiting for it. [T] float64
+
+        None before the first step, and for a method that has no weights (family "coordinatewise").
+        """
         return self._history[-1].device_weights if self._history else None
 
     def statistics(self) -> Statistics:

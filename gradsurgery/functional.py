@@ -56,6 +56,10 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
         gram: K, as ``gram`` returns it; [G, T, T] for G groups gives w [G, T].
         method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords.
         losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence of scalars.
+
+    Raises:
+        TypeError, ValueError: a K that is no such matrix; an unknown method or option; missing losses; or a method that has no
+            weights, as it treats every coordinate by itself.
     """
     chosen = build(method, **options)
     step = NO_STEP
@@ -68,7 +72,9 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
         step = Step(losses=losses_tensor(losses, gram.shape[-1], gram.device))
     if isinstance(gram, Tensor) and gram.requires_grad:
         gram = gram.detach()
-    return chosen.solve(gram, step).weights
+    w = chosen.solve(gram, step).weights
+    assert w is not None
+    return w
 
 
 def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Sequence[Hashable] | None = None) -> Gradient:
@@ -112,7 +118,7 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Seque
 def aggregate(
     grads: Gradients, method: str | Method = "pcgrad", *, out: Any = None, losses: LossesLike | None = None, **options: Any
 ) -> Gradient:
-    """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads and no copy.
+    """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads (coordinate-wise methods: one) and no copy.
 
     Means are over the tasks present, which K alone does not tell: ``weights`` takes a task without gradient for one of zero length.
 

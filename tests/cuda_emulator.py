@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +134,14 @@ class _Table:
 
 def _pointer(array: npt.NDArray[np.generic] | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
+
+
+@dataclass
+class Operators:
+    """The namespace of the CUDA operators, and the device that their tensors lie on."""
+
+    ops: Any
+    device: torch.device
 
 
 def _first_pieces(sizes: Sequence[int] | None, pieces: int) -> npt.NDArray[np.int64]:

@@ -20,7 +20,13 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
 NO_IMPLICIT = ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS")  # as torch's build has it
-FILES = ("gram/gram_cuda.cu", "weights/pcgrad_cuda.cu", "weights/solve_cuda.cu", "combine/combine_cuda.cu")
+FILES = (
+    "gram/gram_cuda.cu",
+    "weights/pcgrad_cuda.cu",
+    "weights/solve_cuda.cu",
+    "combine/combine_cuda.cu",
+    "combine/coordinatewise_cuda.cu",
+)
 
 
 @dataclass(frozen=True)

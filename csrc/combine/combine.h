@@ -5,6 +5,10 @@
 
 namespace gradsurgery {
 
+// to[k] = sum[k] (+ to[k]), rounded to the output's type, by the best instruction set there is.
+using Narrow = void (*)(const double* sum, int64_t n, bool accumulate, Scalar scalar, char* to);
+Narrow narrow_cpu();
+
 // Sums in float64, then rounds to the output's type. An output may be one of the rows; absent rows add nothing, a piece
 // without any row gives zeros.
 void combine_cpu(const Rows& rows, const double* w /* [G, T] */, bool accumulate, const ParallelFor& parallel);

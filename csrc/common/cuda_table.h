@@ -37,7 +37,8 @@ struct Table {
   int32_t chunks;
   int32_t chunk_length;
   int32_t groups;
-  int64_t words[kTableWords];  // PieceEntry [P], row pointers [P, T], and with several groups their first chunks [G + 1]
+  // PieceEntry [P], row pointers [P, T], with several groups their first chunks [G + 1], then what a stage wants besides.
+  int64_t words[kTableWords];
 };
 
 struct Chunk {
@@ -60,6 +61,11 @@ GS_HOST_DEVICE const char* row_pointer(const Table& table, int piece, int task) 
 // The first chunk of each group, and the number of chunks: [G + 1], where there are several groups.
 GS_HOST_DEVICE const int64_t* group_chunks(const Table& table) {
   return table_words(table) + table.pieces * (int64_t(sizeof(PieceEntry) / 8) + table.tasks);
+}
+
+// Where the words begin that a stage wants besides.
+GS_HOST_DEVICE int64_t extra_words(const Table& table) {
+  return int64_t(table.pieces) * (int64_t(sizeof(PieceEntry) / 8) + table.tasks) + (table.groups > 1 ? table.groups + 1 : 0);
 }
 
 // The last of 0..count-1 whose value is at most x, where value(0) is and values do not fall.
@@ -134,7 +140,7 @@ inline int8_t find_head(const std::vector<const char*>& rows, Scalar scalar, con
 // The table of one call. The rows must be dense, and of one scalar type within a piece.
 class RowTable {
  public:
-  explicit RowTable(const Rows& rows) {
+  explicit RowTable(const Rows& rows, const std::vector<int64_t>& extra = {}) {
     table_.tasks = rows.tasks;
     table_.pieces = int32_t(rows.pieces.size());
     table_.chunk_length = chunk_length(rows.numel, rows.tasks);
@@ -166,6 +172,7 @@ class RowTable {
       std::memcpy(words_.data() + p * sizeof(PieceEntry) / 8, &entry, sizeof entry);
       chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
     }
+    words_.insert(words_.end(), extra.begin(), extra.end());
     table_.chunks = int32_t(chunks);
     for (size_t g = 0; g < rows.group_pieces.size(); ++g) {
       const size_t p = size_t(rows.group_pieces[g]), at = p * sizeof(PieceEntry);

@@ -45,16 +45,21 @@ inline Strided strided_in(const Geometry& g, const std::vector<int>& order) {
   return result;
 }
 
+// The order of the dimensions, as shapes are written.
+inline std::vector<int> dimension_order(const Geometry& g) {
+  std::vector<int> order;
+  for (int d = 0; d < g.ndim; ++d)
+    if (g.sizes[d] != 1) order.push_back(d);
+  return order;
+}
+
 // The order for a piece: that of its first dense tensor, else the order of the dimensions.
 inline std::vector<int> common_order(const std::vector<Geometry>& tensors) {
   for (const Geometry& g : tensors) {
     std::vector<int> order = memory_order(g);
     if (is_dense_in(g, order)) return order;
   }
-  std::vector<int> order;
-  for (int d = 0; d < tensors.front().ndim; ++d)
-    if (tensors.front().sizes[d] != 1) order.push_back(d);
-  return order;
+  return dimension_order(tensors.front());
 }
 
 }  // namespace gradsurgery

@@ -60,7 +60,8 @@ inline Counts check_weights(const Tensor& weights, const std::vector<int64_t>& g
 // Collects the rows of one piece after another.
 class RowsBuilder {
  public:
-  RowsBuilder(int tasks, int64_t pieces) {
+  // `row_major`: coordinates in the order of the dimensions even where the tensors lie in another one in memory.
+  RowsBuilder(int tasks, int64_t pieces, bool row_major) : row_major_(row_major) {
     STD_TORCH_CHECK(tasks >= 1, "gradsurgery: at least one task is needed");
     result_.tasks = tasks;
     result_.pieces.reserve(pieces);
@@ -125,7 +126,7 @@ class RowsBuilder {
       return;
     }
     if (!all_contiguous_) {
-      const std::vector<int> order = common_order(geometries_);
+      const std::vector<int> order = row_major_ ? dimension_order(geometries_.front()) : common_order(geometries_);
       for (size_t m = 0; m < members_.size(); ++m) {
         if (is_dense_in(geometries_[m], order)) continue;
         result_.rows[members_[m]].strided = int32_t(result_.strided.size());
@@ -141,6 +142,7 @@ class RowsBuilder {
   }
 
   Rows result_;
+  bool row_major_;
   bool all_contiguous_ = true;
   int64_t numel_ = 0;
   std::vector<Geometry> geometries_;
@@ -181,12 +183,12 @@ inline int64_t count_groups(const std::vector<int64_t>& groups) {
 // grads: [P] stacked tensors [T, ...], or [T, P] task-major entries of which some may be absent. out: [P] or none. groups: of
 // each position, in 0..count-1, or empty for a single group; the pieces of the result are sorted by it.
 inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out,
-                    const std::vector<int64_t>& groups, int64_t count) {
+                    const std::vector<int64_t>& groups, int64_t count, bool row_major = false) {
   STD_TORCH_CHECK(tasks >= 1 && (stacked || grads.size() % tasks == 0), "gradsurgery: expected tasks * tensors gradients");
   const int64_t pieces = stacked ? grads.size() : grads.size() / tasks;
   STD_TORCH_CHECK(!out || int64_t(out->size()) == pieces, "gradsurgery: out must have one tensor a gradient");
   STD_TORCH_CHECK(groups.empty() || int64_t(groups.size()) == pieces, "gradsurgery: groups must have one number a tensor");
-  RowsBuilder builder(int(tasks), pieces);
+  RowsBuilder builder(int(tasks), pieces, row_major);
   std::optional<Grouping> grouping;
   if (!groups.empty()) grouping.emplace(groups, count);
   for (int64_t k = 0; k < pieces; ++k) {

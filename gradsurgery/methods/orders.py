@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .keys import check_seed, first_key, stateless_key
 
 Order = Literal["random", "ascending"] | Tensor
 
@@ -21,10 +22,7 @@ def check_order(order: Order, seed: int | None) -> None:
         _check_given(order)
     elif order not in ("random", "ascending"):
         raise ValueError(f"order: expected 'random', 'ascending' or an int64 tensor [T, T], found {order!r}.")
-    if seed is not None and not isinstance(seed, int):
-        raise TypeError(f"seed: expected an integer or None, found {type(seed).__name__}.")
-    if seed is not None and not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed: expected an integer of 64 bits, found {seed}.")
+    check_seed(seed)
 
 
 def _check_given(order: Tensor) -> None:
@@ -39,7 +37,7 @@ def _check_given(order: Tensor) -> None:
 def initial_key(order: Order, seed: int | None) -> dict[str, Tensor]:
     """The counter (seed, step) behind random orders, as a method's state."""
     random = isinstance(order, str) and order == "random"
-    return {"key": torch.tensor([seed or 0, 0], device="cpu")} if random else {}
+    return {"key": first_key(seed)} if random else {}
 
 
 def arrange(
@@ -52,25 +50,4 @@ def arrange(
         return order.to(device, torch.int64).contiguous(), None
     if order == "ascending":
         return None, None
-    if key is not None:
-        return None, key
-    if seed is not None:
-        key = torch.tensor([seed, 0], device="cpu")
-    elif _is_compiling():  # the compiler knows no random_
-        key = torch.randint(2**63 - 1, (2,), device="cpu")
-    else:
-        key = _drawn.key.random_()
-    return None, key if device.type == "cpu" else key.to(device)
-
-
-_is_compiling = torch.compiler.is_compiling
-
-
-class _Drawn(threading.local):
-    """The key of a call without state, one a thread. Reused: drawing into a new tensor would double the cost of a small call."""
-
-    def __init__(self) -> None:
-        self.key = torch.empty(2, dtype=torch.int64, device="cpu")
-
-
-_drawn = _Drawn()
+    return None, stateless_key(seed, device) if key is None else key

@@ -47,13 +47,13 @@ class Solution(NamedTuple):
     """What a step of surgery came to.
 
     Attributes:
-        gram: K [T, T], or [G, T, T] with groups.
-        weights: w [T] or [G, T].
+        gram: K [T, T], or [G, T, T] with groups; None where the method did without.
+        weights: w [T] or [G, T]; None where the result is no weighted sum of the gradients.
         status: (converged, stationary, rank, iterations) [4] or [G, 4], from a solver that says; see ``Statistics.status``.
     """
 
-    gram: Tensor
-    weights: Tensor
+    gram: Tensor | None
+    weights: Tensor | None
     status: Tensor | None = None
 
 
@@ -76,6 +76,11 @@ class Method:
         Dimensions that count tasks grow when a task first appears in a later step; what was there stays in the leading corner.
         """
         return {}
+
+    @property
+    def finds_gram(self) -> bool:
+        """Whether ``surgery_`` computes K."""
+        return True
 
     def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
         """Weights of one step.
@@ -115,6 +120,7 @@ class Method:
         """
         of_piece = list(groups) or None
         solution = self.solve(ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece), step)
+        assert solution.weights is not None
         ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
         return solution
 
@@ -153,7 +159,9 @@ class SolverMethod(Method):
         return None
 
     def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
-        return self.solve(gram, step).weights
+        w = self.solve(gram, step).weights
+        assert w is not None
+        return w
 
     def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
         check_gram(gram)

@@ -32,6 +32,8 @@ class Statistics:
     """One step of a ``GradientAggregator``.
 
     Nothing is computed, and no device is waited for, until an attribute is read; then K and w come to the host together once.
+    A method that treats every coordinate by itself has no weights, and no K unless it is asked for (``diagnostics=True``): what
+    needs them raises RuntimeError, and ``scalars`` leaves it out.
 
     Attributes:
         step: counted from 0 over the aggregator's life (it is part of ``state_dict``).
@@ -43,47 +45,61 @@ class Statistics:
     step: int
     tasks: tuple[str, ...]
     present: tuple[bool, ...]
-    _gram: Tensor
-    _weights: Tensor
+    _gram: Tensor | None
+    _weights: Tensor | None
     _status: Tensor | None = None
     groups: tuple[str, ...] = ()
 
     @cached_property
-    def _host(self) -> tuple[Tensor, Tensor, Tensor]:
-        status = self._weights.new_zeros(0) if self._status is None else self._status
-        parts = (self._gram, self._weights, status)
-        flat = torch.cat([part.reshape(-1) for part in parts]).cpu()  # one transfer
-        gram, weights, status = flat.split([part.numel() for part in parts])
-        return gram.reshape(self._gram.shape), weights.reshape(self._weights.shape), status.reshape(-1, 4)
+    def _host(self) -> list[Tensor | None]:
+        """K, w and the status, of those that are there."""
+        parts = (self._gram, self._weights, self._status)
+        here = [part for part in parts if part is not None]
+        flat = torch.cat([part.reshape(-1) for part in here]).cpu() if here else torch.empty(0)  # one transfer
+        values = iter(flat.split([part.numel() for part in here]))
+        return [None if part is None else next(values).reshape(part.shape) for part in parts]
+
+    @property
+    def _host_gram(self) -> Tensor:
+        gram = self._host[0]
+        if gram is None:
+            raise RuntimeError(
+                "statistics: the method treats every coordinate by itself and computed no K. Ask for it with "
+                "GradientAggregator(..., diagnostics=True), at the cost of a second read of the gradients."
+            )
+        return gram
 
     @property
     def group_grams(self) -> Tensor:
         """K of each group; one group of all where there are none. [G, T, T] float64, on the CPU"""
-        gram = self._host[0]
+        gram = self._host_gram
         return gram if gram.dim() == 3 else gram[None]
 
     @property
     def gram(self) -> Tensor:
         """K_ij = <g_i, g_j> over all groups; rows of absent tasks are zero. [T, T] float64, on the CPU"""
-        gram = self._host[0]
+        gram = self._host_gram
         return gram if gram.dim() == 2 else gram.sum(0)
 
     @property
     def weights(self) -> Tensor:
         """w, with 0 for absent tasks: the trunk received sum_t w_t g_t. [T], or [G, T] with groups, float64, on the CPU"""
-        return self._present_only(self._host[1])
+        weights = self._host[1]
+        if weights is None:
+            raise RuntimeError("statistics: the method treats every coordinate by itself and has no weights.")
+        return self._present_only(weights)
 
     @property
-    def device_weights(self) -> Tensor:
-        """``weights`` where they were computed, without waiting for the device. [T] or [G, T] float64"""
-        return self._present_only(self._weights)
+    def device_weights(self) -> Tensor | None:
+        """``weights`` where they were computed, without waiting for the device; None where there are none. [T] or [G, T] float64"""
+        return None if self._weights is None else self._present_only(self._weights)
 
     @property
     def status(self) -> SolverStatus | None:
         """What the solver said, over all groups the worst; None for a method without solver."""
-        said = self._host[2]
-        if not len(said):
+        if self._host[2] is None:
             return None
+        said = self._host[2].reshape(-1, 4)
         return SolverStatus(
             bool((said[:, 0] == 1).all()), bool((said[:, 1] == 1).any()), int(said[:, 2].min()), int(said[:, 3].max())
         )
@@ -134,15 +150,19 @@ class Statistics:
         ``norm`` of the result, and of a solver ``converged``, ``stationary``.
         """
         here = [t for t, present in enumerate(self.present) if present]
-        mean_weights = self.weights.reshape(-1, len(self.tasks)).mean(0)
+        if self._gram is None:
+            return {}
         result = {f"norm/{self.tasks[t]}": float(self.norms[t]) for t in here}
-        result |= {f"weight/{self.tasks[t]}": float(mean_weights[t]) for t in here}
+        if self._weights is not None:
+            mean_weights = self.weights.reshape(-1, len(self.tasks)).mean(0)
+            result |= {f"weight/{self.tasks[t]}": float(mean_weights[t]) for t in here}
         for k, i in enumerate(here):
             result |= {f"cosine/{self.tasks[i]}-{self.tasks[j]}": float(self.cosines[i, j]) for j in here[k + 1 :]}
         result["conflicts"] = float(self.conflicts)
         result["conflict_rate"] = self.conflicts / self.pairs if self.pairs else 0.0
         result["nonfinite"] = float(self.nonfinite)
-        result["norm"] = self.norm
+        if self._weights is not None:
+            result["norm"] = self.norm
         if self.status is not None:
             result["converged"], result["stationary"] = float(self.status.converged), float(self.status.stationary)
         return result

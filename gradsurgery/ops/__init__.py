@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import autograd, fake, lazy, native, reference, schema, solvers  # noqa: F401  (schemas first, kernels last)
+from . import autograd, coordinatewise, fake, lazy, native, reference, schema, solvers  # noqa: F401  (schemas first, kernels last)
 from .native import build_info, warn_if_reference
 from .small import pcgrad_small_, small_gram, small_matrix, weights_of_small_gram
 
@@ -15,6 +15,7 @@ __all__ = [
     "build_info",
     "combine",
     "combine_",
+    "coordinatewise_",
     "gram",
     "pcgrad_",
     "pcgrad_small_",
@@ -34,6 +35,7 @@ pcgrad_weights: Callable[..., Tensor] = _ops.pcgrad_weights.default
 solve: Callable[..., tuple[Tensor, Tensor]] = _ops.solve.default
 combine: Callable[..., list[Tensor]] = _ops.combine.default
 _combine_ = _ops.combine_.default
+_coordinatewise_ = _ops.coordinatewise_.default
 _pcgrad_ = _ops.pcgrad_.default
 _written = torch.autograd.graph.increment_version
 
@@ -48,6 +50,22 @@ def combine_(
 ) -> None:
     """``combine_``, telling autograd that ``out`` has changed, which an operator of the stable ABI cannot."""
     _combine_(out, grads, weights, stacked, accumulate, groups)
+    _written(out)
+
+
+def coordinatewise_(
+    out: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    tasks: int,
+    stacked: bool,
+    rule: str,
+    options: Sequence[float],
+    uniform: Tensor | None = None,
+    key: Tensor | None = None,
+    accumulate: bool = False,
+) -> None:
+    """``coordinatewise_`` likewise."""
+    _coordinatewise_(out, grads, tasks, stacked, rule, options, uniform, key, accumulate)
     _written(out)
 
 

@@ -49,6 +49,11 @@ def _(out: Sequence[Tensor], grads: Gradients, weights: Tensor, *_: Any, **__: A
     return None
 
 
+@torch.library.register_fake("gradsurgery::coordinatewise_", lib=LIBRARY)
+def _(out: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> None:
+    return None
+
+
 @torch.library.register_fake("gradsurgery::pcgrad_", lib=LIBRARY)
 def _(out: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _float64(_any(grads), tasks, tasks), _float64(_any(grads), tasks)

@@ -23,8 +23,8 @@ def _resolved(tensor: Tensor) -> Tensor:
 def _resolving(operator: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         named = dict(zip(names, args, strict=False)) | kwargs
-        for name in ("gram", "weights"):
-            if name in named:
+        for name in ("gram", "weights", "uniform"):
+            if named.get(name) is not None:
                 named[name] = _resolved(named[name])
         if "grads" in named:
             grads: Gradients = named["grads"]

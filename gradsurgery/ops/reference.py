@@ -19,7 +19,7 @@ _CHUNK = 1 << 18  # coordinates widened to float64 at a time
 _WORD = 0xFFFFFFFF
 
 
-def _pieces(grads: Gradients, tasks: int, stacked: bool) -> list[list[Tensor | None]]:
+def rows_by_position(grads: Gradients, tasks: int, stacked: bool) -> list[list[Tensor | None]]:
     """[P][T] rows, whichever way the gradients came."""
     if stacked:
         return [[g[t] for t in range(tasks)] for g in grads if g is not None]
@@ -36,7 +36,7 @@ def empty_like_any(rows: Gradients) -> Tensor:
 def gram(grads: Gradients, tasks: int, stacked: bool = False, groups: Sequence[int] | None = None) -> Tensor:
     """K_ij = sum over all coordinates (of one group) of g_i g_j, in float64."""
     device = next(g.device for g in grads if g is not None)
-    pieces = _pieces(grads, tasks, stacked)
+    pieces = rows_by_position(grads, tasks, stacked)
     if not groups:
         return _gram(pieces, tasks, device)
     members: list[list[list[Tensor | None]]] = [[] for _ in range(max(groups) + 1)]
@@ -60,17 +60,10 @@ def _gram(pieces: Sequence[Gradients], tasks: int, device: torch.device) -> Tens
     return total.triu() + total.triu(1).T
 
 
-def _philox(seed: Tensor, step: Tensor, group: int, task: Tensor, blocks: int) -> Tensor:
-    """Philox 4x32-10: 4*blocks words a task, as int64 in 0..2^32-1. [T, 4*blocks]"""
+def philox(seed: Tensor, step: Tensor, third: Tensor, fourth: Tensor) -> Tensor:
+    """Philox 4x32-10 of the counters (step, third, fourth): four words each, as int64 in 0..2^32-1. [..., 4]"""
     key = [seed & _WORD, (seed >> 32) & _WORD]
-    block = torch.arange(blocks, device=task.device)
-    shape = (task.numel(), blocks)
-    c = [
-        (step & _WORD).expand(shape),
-        ((step >> 32) & _WORD).expand(shape),
-        torch.full(shape, group, dtype=torch.int64, device=task.device),
-        (task << 16)[:, None] + block,
-    ]
+    c = [(step & _WORD).expand(third.shape), ((step >> 32) & _WORD).expand(third.shape), third, fourth]
     for _ in range(10):
         # The low 64 bits of a product of two 32-bit words are right even where int64 wraps.
         p0, p1 = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
@@ -81,14 +74,16 @@ def _philox(seed: Tensor, step: Tensor, group: int, task: Tensor, blocks: int) -
             p0 & _WORD,
         ]
         key = [(key[0] + 0x9E3779B9) & _WORD, (key[1] + 0xBB67AE85) & _WORD]
-    return torch.stack(c, dim=-1).reshape(task.numel(), 4 * blocks)
+    return torch.stack(c, dim=-1)
 
 
 def random_order(key: Tensor, tasks: int, group: int = 0) -> Tensor:
     """An independent uniformly random order of all tasks for each task (Fisher-Yates on Philox words). [T, T] int64"""
     task = torch.arange(tasks, device=key.device)
     order = task.expand(tasks, tasks).clone()
-    words = _philox(key[0], key[1], group, task, (tasks + 2) // 4 or 1)
+    blocks = torch.arange((tasks + 2) // 4 or 1, device=key.device)
+    counters = (task << 16)[:, None] + blocks
+    words = philox(key[0], key[1], torch.full_like(counters, group), counters).reshape(tasks, -1)
     for draw, k in enumerate(range(tasks - 1, 0, -1)):
         other = ((words[:, draw] * (k + 1)) >> 32)[:, None]
         held = order[:, k : k + 1].clone()
@@ -143,7 +138,7 @@ def combine_(
     groups: Sequence[int] | None = None,
 ) -> None:
     """out_p (+)= sum_t w_t g_tp with the w of p's group, in float64, rounded to out's type (by way of float32 to 16 bits)."""
-    pieces = _pieces(grads, weights.shape[-1], stacked)
+    pieces = rows_by_position(grads, weights.shape[-1], stacked)
     of_piece = [weights[group] for group in groups] if groups else [weights] * len(pieces)
     for target, rows, w in zip(out, pieces, of_piece, strict=True):
         total = target.double() if accumulate else torch.zeros_like(target, dtype=torch.float64)
@@ -155,7 +150,7 @@ def combine_(
 
 def combine(grads: Gradients, weights: Tensor, stacked: bool = False, groups: Sequence[int] | None = None) -> list[Tensor]:
     """As combine_, into new tensors."""
-    out = [empty_like_any(piece) for piece in _pieces(grads, weights.shape[-1], stacked)]
+    out = [empty_like_any(piece) for piece in rows_by_position(grads, weights.shape[-1], stacked)]
     torch.ops.gradsurgery.combine_.default(out, grads, weights, stacked, False, groups)
     return out
 

@@ -12,6 +12,16 @@ Operators ending in ``_`` write into ``out`` (P tensors, each of the shape of on
 and add to what is there when ``accumulate`` is set. ``key`` is int64 [2] = (seed, step): it selects PCGrad's random order
 and its step is advanced by one, unless K is not finite. Groups draw orders of their own from one key, whose step is advanced
 unless the K of some group is not finite; ``order`` is shared by them.
+
+``coordinatewise_`` treats every coordinate by itself, over the tasks that have a gradient at its position, none of which gives
+zeros. A value that is not finite gives NaN. ``rule`` and its ``options``:
+
+- "graddrop": [] or one leak a task. Random numbers come from ``uniform``, float64 [N] in [0, 1), or by ``key`` from a counter that
+  holds (seed, step, coordinate): coordinates are numbered through all positions in the order of the dimensions, so that numbers do
+  not depend on layouts or devices. The step is advanced whatever the values are, for nothing is reduced that could tell.
+- "sign_agreement": [threshold, 1 for the mean or 0 for the sum].
+- "trimmed_mean": [trim], with 2 * trim less than the tasks at every position.
+- "median": [].
 """
 
 from __future__ import annotations
@@ -34,6 +44,8 @@ SCHEMAS = (
     "combine(Tensor?[] grads, Tensor weights, bool stacked=False, int[]? groups=None) -> Tensor[]",
     "combine_(Tensor(a!)[] out, Tensor?[] grads, Tensor weights, bool stacked=False, bool accumulate=False, int[]? groups=None) "
     "-> ()",
+    "coordinatewise_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked, str rule, float[] options, "
+    "Tensor? uniform=None, Tensor(b!)? key=None, bool accumulate=False) -> ()",
     # the three in one call -> (K, w)
     "pcgrad_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked=False, "
     f"{_PCGRAD.format(alias='b')}, bool accumulate=False) -> (Tensor, Tensor)",

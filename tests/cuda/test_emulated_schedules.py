@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from cuda_emulator import EmulationError, Emulator, Float64, Row, barriers, placed
+from ops.coordinatewise_calls import calls
+from ops.samples import Sample
 from ops.solver_calls import SOLVER_METHODS, solver_call
 
 SEEDS = range(1, 9)
@@ -90,6 +92,17 @@ def combined(emulator: Emulator) -> list[Float64]:
     return [target.double().numpy()]
 
 
+def coordinatewise(emulator: Emulator) -> list[Float64]:
+    results = []
+    for tasks in (5, 20, 34):
+        given = Sample(rows(tasks, 1001), tasks)
+        for call in calls(given):
+            out = given.empty()
+            call.run(emulator.operators, given, out)
+            results.append(out[0].double().numpy())
+    return results
+
+
 RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     gram_of_few,
     gram_of_more,
@@ -100,6 +113,7 @@ RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     grams_of_groups,
     fused_solver,
     combined,
+    coordinatewise,
 )
 
 

@@ -41,7 +41,7 @@ def on_cpu(given: Sample) -> Sample:
 
 
 def everything(given: Sample, key: Tensor | None = None) -> tuple[list[Tensor], Tensor, Tensor]:
-    """All four operators once. -> (combined, K, w)"""
+    """All operators on gradients once. -> (combined, K, w) of the fused one"""
     K = OPS.gram(given.grads, given.tasks, given.stacked)
     w = OPS.pcgrad_weights(K, None, None if key is None else key.clone())
     out = given.empty()
@@ -50,6 +50,11 @@ def everything(given: Sample, key: Tensor | None = None) -> tuple[list[Tensor], 
     fused_K, fused_w = OPS.pcgrad_(fused, given.grads, given.tasks, given.stacked, None, key)
     for mine, other in ((K, fused_K), (w, fused_w), *zip(out, fused, strict=True)):
         assert mine.data_ptr() != other.data_ptr() or mine.numel() == 0
+    T = given.tasks
+    for rule, options in (("graddrop", [0.5] * T), ("sign_agreement", [1.0, 1.0]), ("trimmed_mean", [0.0]), ("median", [])):
+        draws = key if rule == "graddrop" else None
+        if rule != "graddrop" or draws is not None:
+            OPS.coordinatewise_(given.empty(), given.grads, T, given.stacked, rule, options, None, draws)
     return fused, fused_K, fused_w
 
 
@@ -179,6 +184,34 @@ def test_cuda_graph(device: torch.device, tasks: int, form: Callable[[torch.devi
         assert key.tolist() == [7, replay + 1]
         seen.add(tuple(w.tolist()))
     assert len(seen) > 1 or tasks < 4
+
+
+@pytest.mark.parametrize("form", [_stacked, _many, _strided], ids=lambda form: form.__name__[1:])
+def test_cuda_graph_of_graddrop(device: torch.device, form: Callable[[torch.device, int], Sample]) -> None:
+    """Each replay draws new numbers, those of the eager call of its step."""
+    given, leak = form(device, 3), [0.0, 0.5, 1.0]
+    key = torch.tensor([7, 0], device=device)
+    out = given.empty()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        OPS.coordinatewise_(out, given.grads, 3, given.stacked, "graddrop", leak, None, key)
+    torch.cuda.current_stream().wait_stream(side)
+    key.copy_(torch.tensor([7, 0]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        OPS.coordinatewise_(out, given.grads, 3, given.stacked, "graddrop", leak, None, key)
+    results = []
+    for replay in range(3):
+        graph.replay()
+        expected = given.empty()
+        eager = torch.tensor([7, replay], device=device)
+        OPS.coordinatewise_(expected, given.grads, 3, given.stacked, "graddrop", leak, None, eager)
+        assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+        assert key.tolist() == [7, replay + 1]
+        results.append(torch.cat([o.reshape(-1) for o in out]))
+    assert not torch.equal(results[0], results[1])
+    assert not torch.equal(results[1], results[2])
 
 
 @pytest.mark.parametrize("tasks", [3, 8, 12, 33])

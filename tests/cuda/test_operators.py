@@ -2,38 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
-from typing import Any
-
 import pytest
 import torch
+from cuda_emulator import Operators
 from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
 from oracles.pcgrad import pcgrad
 from tolerances import DTYPES, TOLERANCES
 from torch import Tensor
-
-import gradsurgery as gs
-
-
-@dataclass
-class Operators:
-    """The namespace of the operators, and the device that their tensors lie on."""
-
-    ops: Any
-    device: torch.device
-
-
-@pytest.fixture(params=["emulated", "gpu"])
-def operators(request: pytest.FixtureRequest) -> Operators:
-    if request.param == "emulated":
-        return Operators(request.getfixturevalue("emulator").operators, torch.device("cpu"))
-    if not torch.cuda.is_available():
-        if os.environ.get("GRADSURGERY_REQUIRE_CUDA") == "1":
-            pytest.fail("GRADSURGERY_REQUIRE_CUDA=1, but torch finds no CUDA device.", pytrace=False)
-        pytest.skip("torch finds no CUDA device")
-    assert gs.build_info()["cuda"] is True, f"the CUDA kernels are missing: {gs.build_info()['missing']}"
-    return Operators(torch.ops.gradsurgery, torch.device("cuda"))
 
 
 def widest(given: Sample) -> torch.dtype:

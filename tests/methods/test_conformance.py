@@ -85,6 +85,12 @@ def gradvac_seq(vector: Vector) -> None:
         assert meet(z.grad, expected, vector["atol"])
 
 
+def graddrop(vector: Vector) -> None:
+    U = torch.tensor(vector["params"]["U"], dtype=torch.float64)
+    assert vector["params"]["f"] == "identity"
+    plain(vector, "graddrop", uniform=U, leak=vector["params"]["leak"])
+
+
 RUNNERS: dict[str, Callable[[Vector], None]] = {
     "sum": lambda vector: plain(vector, "sum"),
     "mean": lambda vector: plain(vector, "mean"),
@@ -93,12 +99,16 @@ RUNNERS: dict[str, Callable[[Vector], None]] = {
     "gradvac_seq": gradvac_seq,
     "nash_exact": lambda vector: plain(vector, "nashmtl", **vector["params"]),
     "nashmtl": lambda vector: approximate(vector, "nashmtl"),
+    "graddrop": graddrop,
+    "trimmed_mean": lambda vector: plain(vector, "trimmed_mean", **vector["params"]),
     "krum": lambda vector: plain(vector, "krum", **vector["params"]),
     "pcgrad": pcgrad,
     "pcgrad_set": pcgrad_set,
     "pcgrad_include_self": pcgrad_include_self,
 }
 COUNTS = {
+    "graddrop": 6,
+    "trimmed_mean": 6,
     "sum": 6,
     "mean": 6,
     "fairgrad": 6,

@@ -44,10 +44,10 @@ def test_the_kernel_walks_the_order_that_the_key_names(seed: int, step: int, tas
 def test_philox_is_the_published_one() -> None:
     """Salmon et al.'s known answers for Philox 4x32-10 on all ones and on the digits of pi."""
     ones = torch.tensor(-1)
-    words = reference._philox(ones, ones, 0xFFFFFFFF, torch.tensor([0xFFFF]), 0x10000)[0, -4:]
+    words = reference.philox(ones, ones, torch.tensor(0xFFFFFFFF), torch.tensor(0xFFFFFFFF))
     assert words.tolist() == [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]
     seed, step = (torch.tensor(low | high << 32) for low, high in ((0xA4093822, 0x299F31D0), (0x243F6A88, 0x85A308D3 - 2**32)))
-    words = reference._philox(seed, step, 0x13198A2E, torch.tensor([0x0370]), 0x7345)[0, -4:]
+    words = reference.philox(seed, step, torch.tensor(0x13198A2E), torch.tensor(0x03707344))
     assert words.tolist() == [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1]
 
 

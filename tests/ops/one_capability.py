@@ -1,4 +1,6 @@
-"""A script for one GRADSURGERY_CPU_CAPABILITY: prints digests of K, and counts of wrong 16-bit conversions, as JSON."""
+"""A script for one GRADSURGERY_CPU_CAPABILITY: prints digests of K and of coordinate-wise results, and counts of wrong 16-bit
+conversions, as JSON.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from ops.coordinatewise_calls import Call, calls
 from ops.samples import Sample, maker, sample
 from torch import Tensor
 
@@ -38,6 +41,21 @@ def samples(dtype: torch.dtype) -> dict[str, Sample]:
 def grams(dtype: torch.dtype) -> dict[str, str]:
     """Digest of K by sample."""
     return {name: digest(OPS.gram(s.grads, s.tasks, s.stacked)) for name, s in samples(dtype).items()}
+
+
+def coordinatewise(dtype: torch.dtype) -> dict[str, str]:
+    """Digest of the results by rule and number of tasks; leaks are multiples of 1/4, whose products with 24 bits are exact."""
+    digests = {}
+    for tasks in (2, 3, 4, 7, 8, 9, 16, 31, 40):
+        given = Sample([maker(dtype)(tasks, 2501), maker(dtype)(tasks, 6)], tasks, stacked=True)
+        rules = [call for call in calls(given) if not (call.rule == "graddrop" and call.options)]
+        if dtype != torch.float64:
+            rules.append(Call("graddrop", [t % 5 / 4 for t in range(tasks)]))
+        for call in rules:
+            out = given.empty()
+            call.run(OPS, given, out)
+            digests[f"T={tasks} {call}"] = digest(*(target.view(torch.uint8) for target in out))
+    return digests
 
 
 def same(a: Tensor, b: Tensor) -> Tensor:
@@ -90,6 +108,7 @@ if __name__ == "__main__":
     report = {
         "capability": gs.build_info()["cpu_capability"],
         "grams": {str(dtype): grams(dtype) for dtype in (torch.float32, *HALVES)},
+        "coordinatewise": {str(dtype): coordinatewise(dtype) for dtype in (torch.float64, torch.float32, *HALVES)},
         "wrong": wrong_conversions(),
     }
     print(json.dumps(report))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from ops import one_capability
+from ops.coordinatewise_calls import calls
 from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
 from tolerances import DTYPES
 
@@ -48,6 +49,21 @@ def test_threads_do_not_change_a_bit(dtype: torch.dtype) -> None:
     for K, out in results[1:]:
         assert torch.equal(K, results[0][0])
         assert all(torch.equal(a, b) for a, b in zip(out, results[0][1], strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_threads_do_not_change_a_bit_of_coordinatewise_results(dtype: torch.dtype) -> None:
+    for tasks in (3, 12):
+        given = Sample([maker(dtype)(tasks, 200_003), maker(dtype)(tasks, 7)], tasks, stacked=True)
+        for call in calls(given):
+            results = []
+            for count in (1, 2, 3):
+                with threads(count):
+                    out = given.empty()
+                    call.run(OPS, given, out)
+                    results.append(out)
+            for out in results[1:]:
+                assert all(torch.equal(a, b) for a, b in zip(out, results[0], strict=True)), call
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -96,6 +112,12 @@ def capability(request: pytest.FixtureRequest) -> str:
 def test_the_instruction_set_does_not_change_k(capability: str, dtype: torch.dtype) -> None:
     """Products of two values of at most 24 bits are exact in float64, so that fusing multiply and add rounds nothing else."""
     assert report(capability)["grams"][str(dtype)] == one_capability.grams(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_instruction_set_does_not_change_coordinatewise_results(capability: str, dtype: torch.dtype) -> None:
+    """Their sums are added in the order of the tasks, or of the values, and nothing is multiplied that would round."""
+    assert report(capability)["coordinatewise"][str(dtype)] == one_capability.coordinatewise(dtype)
 
 
 def test_sixteen_bit_conversions_are_torchs(capability: str) -> None:

@@ -27,9 +27,9 @@ def zeros(*shape: int) -> Tensor:
 @pytest.mark.parametrize("lazy", [negated, zeros])
 @pytest.mark.parametrize("numel", [6, 20_000])
 def test_the_values_count(lazy: Callable[..., Tensor], numel: int) -> None:
-    G = lazy(3, numel)
-    mixed = [torch.randn(numel), lazy(numel), None]
-    w = torch.tensor([0.5, 2.0, -1.0])
+    G = lazy(4, numel)
+    mixed = [torch.randn(numel), lazy(numel), None, lazy(numel)]
+    w = torch.tensor([0.5, 2.0, -1.0, 1.0])
     for given in (G, list(G), mixed):
         plain = [None if g is None else torch.zeros_like(g) + g for g in given]
         assert torch.equal(gs.gram(given), gs.gram(plain))

@@ -79,12 +79,29 @@ def solve_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
     return [(G[0] @ G[0].T, "krum", [0.0, 1.0]), (G @ G.mT, "krum", [1.0, 2.0])]
 
 
+def coordinatewise_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
+    g = inputs(layout, device=device)
+    U = torch.rand(sum(o.numel() for o in g.empty()), dtype=torch.float64).to(device)
+    key = torch.tensor([5, 6], device=device)
+    return [
+        ([o.zero_() for o in g.empty()], g.grads, 3, g.stacked, *rule)
+        for rule in (
+            ("graddrop", [], U),
+            ("graddrop", [0.0, 0.5, 1.0], None, key, True),
+            ("sign_agreement", [0.5, 1.0]),
+            ("trimmed_mean", [0.0], None, None, True),
+            ("median", []),
+        )
+    ]
+
+
 CALLS: dict[str, Callable[[str, Any], list[tuple[Any, ...]]]] = {
     "gram": gram_calls,
     "pcgrad_weights": weight_calls,
     "solve": solve_calls,
     "combine": combine_calls,
     "combine_": combine_in_place_calls,
+    "coordinatewise_": coordinatewise_calls,
     "pcgrad_": pcgrad_calls,
 }
 
@@ -191,8 +208,9 @@ def test_the_weights_of_a_method_are_constants(device: torch.device) -> None:
     grads = maker(torch.float64, device, requires_grad=True)(3, 5)
     K = gs.gram(grads)
     assert K.requires_grad
-    for name in gs.methods():
-        assert not gs.weights(K, name).requires_grad
+    for name, spec in gs.methods().items():
+        if spec.family != "coordinatewise":
+            assert not gs.weights(K, name).requires_grad
         assert not gs.aggregate(grads, name).requires_grad
 
 
@@ -219,6 +237,8 @@ def test_writing_to_a_tensor_that_autograd_saved_is_noticed(many: bool, device: 
         lambda out: gs.aggregate(G, "sum", out=out),
         lambda out: gs.aggregate([[row] for row in G], "mean", out=[out]),
         lambda out: ops.combine_([out], [G], w, True),
+        lambda out: gs.aggregate(G, "median", out=out),
+        lambda out: ops.coordinatewise_([out], [G], 2, True, "median", []),
         lambda out: ops.pcgrad_([out], [G], 2, True, None, None, False, 1.0, False),
     ]
     for write in writers:
@@ -285,8 +305,9 @@ def test_compiled_groups(device: torch.device) -> None:
 def test_compiled_weights_and_aggregate(method: str, device: torch.device) -> None:
     G = maker(torch.float32, device)(3, 20)
     options = {"seed": 3} if "seed" in gs.methods()[method].options else {}
-    weights = compiled(lambda K: gs.weights(K, method, **options))(gs.gram(G))
-    assert torch.equal(weights, gs.weights(gs.gram(G), method, **options))
+    if gs.methods()[method].family != "coordinatewise":
+        weights = compiled(lambda K: gs.weights(K, method, **options))(gs.gram(G))
+        assert torch.equal(weights, gs.weights(gs.gram(G), method, **options))
     assert torch.equal(compiled(lambda g: gs.aggregate(g, method, **options))(G), gs.aggregate(G, method, **options))
     assert torch.equal(compiled(lambda g: gs.aggregate(list(g), method, **options))(G), gs.aggregate(G, method, **options))
 

@@ -1,5 +1,6 @@
 // The CUDA kernels and their launch functions on NumPy arrays: a C interface for ctypes over the emulator.
 #include "../../../csrc/combine/combine_cuda.cu"
+#include "../../../csrc/combine/coordinatewise_cuda.cu"
 #include "../../../csrc/gram/gram_cuda.cu"
 #include "../../../csrc/weights/pcgrad_cuda.cu"
 #include "../../../csrc/weights/solve_cuda.cu"
