@@ -1,6 +1,9 @@
 // The CPU kernels of the operators in gradsurgery/ops/schema.py. Stable ABI only: one binary serves torch 2.10 and later.
 #include <Python.h>
 
+#include <limits>
+
+#include "buffers/buffers.h"
 #include "combine/rule_tensors.h"
 #include "common/tensors.h"
 #include "surgery/surgery.h"
@@ -130,6 +133,39 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
   return {gram, w};
 }
 
+// Whether a step goes ahead; a call without the flag always does.
+bool goes_ahead(const std::optional<Tensor>& valid) {
+  if (!valid) return true;
+  STD_TORCH_CHECK(valid->scalar_type() == ScalarType::Bool && valid->numel() == 1 && valid->is_cpu(),
+                  "gradsurgery: valid must be one bool on the CPU");
+  return *static_cast<const bool*>(valid->const_data_ptr());
+}
+
+Tensor ema_gram_(std::vector<Tensor> buffers, Gradients grads, int64_t tasks, bool stacked, Tensor scales, Tensor rate,
+                 std::optional<Tensor> valid) {
+  const BufferedRows rows = buffered_rows_of(buffers, grads, tasks, stacked);
+  STD_TORCH_CHECK(scales.numel() == tasks && rate.numel() == 1, "gradsurgery: scales must be [T] and rate one number");
+  const double *scale = float64_data(scales, "scales"), *step = float64_data(rate, "rate");
+  Tensor gram = empty_f64({tasks, tasks});
+  double* const K = static_cast<double*>(gram.mutable_data_ptr());
+  if (goes_ahead(valid))
+    ema_gram_cpu({rows.grads, rows.buffers, rows.present}, scale, *step, torch_threads(), K);
+  else
+    std::fill(K, K + tasks * tasks, std::numeric_limits<double>::quiet_NaN());
+  return gram;
+}
+
+Tensor excess_risk_(std::vector<Tensor> buffers, Gradients grads, int64_t tasks, bool stacked, std::optional<Tensor> valid) {
+  const BufferedRows rows = buffered_rows_of(buffers, grads, tasks, stacked);
+  Tensor risk = empty_f64({tasks});
+  double* const e = static_cast<double*>(risk.mutable_data_ptr());
+  if (goes_ahead(valid))
+    excess_risk_cpu({rows.grads, rows.buffers, rows.present}, torch_threads(), e);
+  else
+    std::fill(e, e + tasks, std::numeric_limits<double>::quiet_NaN());
+  return risk;
+}
+
 }  // namespace ops
 }  // namespace gradsurgery
 
@@ -140,6 +176,8 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CPU, m) {
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
   m.impl("coordinatewise_", TORCH_BOX(&gradsurgery::ops::coordinatewise_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
+  m.impl("ema_gram_", TORCH_BOX(&gradsurgery::ops::ema_gram_));
+  m.impl("excess_risk_", TORCH_BOX(&gradsurgery::ops::excess_risk_));
 }
 
 namespace {

@@ -2,6 +2,7 @@
 // Nothing here waits for the device: K, w and PCGrad's step live there, and every stage is a launch on the current stream.
 #include <Python.h>
 
+#include "buffers/buffers_cuda.h"
 #include "combine/combine_cuda.h"
 #include "combine/coordinatewise_cuda.h"
 #include "combine/rule_tensors.h"
@@ -112,6 +113,65 @@ struct Solver {
   void run(const DeviceScope& scope) {
     pcgrad_weights_cuda(problem, scope.stream());
     scope.check_launch();
+  }
+};
+
+// Gradients and their buffers, ready for launches. A buffer that does not lie in its gradients' order is updated in a copy.
+struct PreparedBuffers {
+  BufferedRows rows;
+  DenseRows grads, buffers;
+  Rows kept;  // the buffers' rows [P, T]
+  RowTable table;
+  std::optional<Tensor> table_memory;
+  BufferedCuda call;
+
+  PreparedBuffers(const std::vector<Tensor>& tensors, const Gradients& gradients, int64_t tasks, bool stacked,
+                  const std::optional<Tensor>& valid, const DeviceScope& scope)
+      : rows(buffered_rows_of(checked(tensors, gradients, scope), gradients, tasks, stacked)),
+        grads(rows.grads, scope, false),
+        buffers(as_outputs(rows.buffers), scope, true),
+        kept(as_rows(rows.buffers, buffers.rows())),
+        table(grads.rows(), kept) {
+    call.tasks = int(tasks);
+    if (valid) {
+      scope.check_here(*valid, "valid");
+      STD_TORCH_CHECK(valid->scalar_type() == ScalarType::Bool && valid->numel() == 1, "gradsurgery: valid must be one bool");
+      call.valid = static_cast<const bool*>(valid->const_data_ptr());
+    }
+    place(table, table_memory, scope);
+  }
+
+  static void place(RowTable& table, std::optional<Tensor>& memory, const DeviceScope& scope) {
+    if (table.device_bytes() == 0) return;
+    memory = scope.empty({table.device_bytes() / 8}, ScalarType::Long);
+    table.place(memory->mutable_data_ptr());
+  }
+
+ private:
+  static const std::vector<Tensor>& checked(const std::vector<Tensor>& tensors, const Gradients& gradients,
+                                            const DeviceScope& scope) {
+    for (const Tensor& tensor : tensors) scope.check_here(tensor, "every buffer");
+    for (const std::optional<Tensor>& g : gradients)
+      if (g) scope.check_here(*g, "every gradient");
+    return tensors;
+  }
+
+  // One piece a buffer row, with that row for its output: what DenseRows copies, and copies back.
+  static Rows as_outputs(const Rows& rows) {
+    Rows result;
+    result.strided = rows.strided;
+    for (size_t p = 0; p < rows.pieces.size(); ++p)
+      for (int t = 0; t < rows.tasks; ++t) {
+        result.pieces.push_back(rows.pieces[p]);
+        result.out.push_back(rows.row(int64_t(p), t));
+      }
+    return result;
+  }
+
+  static Rows as_rows(const Rows& rows, const Rows& outputs) {
+    Rows result = rows;
+    result.rows = outputs.out;
+    return result;
   }
 };
 
@@ -236,6 +296,51 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
   return {gram, solver.w};
 }
 
+Tensor ema_gram_(std::vector<Tensor> buffers, Gradients grads, int64_t tasks, bool stacked, Tensor scales, Tensor rate,
+                 std::optional<Tensor> valid) {
+  const DeviceScope scope(first_present(grads));
+  PreparedBuffers prepared(buffers, grads, tasks, stacked, valid, scope);
+  STD_TORCH_CHECK(scales.numel() == tasks && rate.numel() == 1, "gradsurgery: scales must be [T] and rate one number");
+  const double *scale = float64_data(scales, scope, "scales"), *step = float64_data(rate, scope, "rate");
+  Tensor gram = scope.empty({tasks, tasks}, ScalarType::Double);
+  double* const K = static_cast<double*>(gram.mutable_data_ptr());
+  RowTable kept(prepared.kept);
+  Tensor partial = scope.empty({std::max<int64_t>(1, gram_partials(kept))}, ScalarType::Double);
+  double* const sums = static_cast<double*>(partial.mutable_data_ptr());
+  if (tasks <= kSmallTasks && kept.chunks() > 0) {
+    ema_gram_cuda(prepared.table, prepared.call, scale, step, sums, scope.stream());
+    scope.check_launch();
+    gram_finish_cuda(kept, sums, K, scope.stream());
+  } else {
+    Tensor broken = scope.empty({tasks}, ScalarType::Int);
+    int32_t* const told = static_cast<int32_t*>(broken.mutable_data_ptr());
+    ema_rows_cuda(prepared.table, prepared.call, scale, step, told, scope.stream());
+    scope.check_launch();
+    std::optional<Tensor> kept_memory;
+    PreparedBuffers::place(kept, kept_memory, scope);
+    gram_partials_cuda(kept, sums, scope.stream());
+    scope.check_launch();
+    gram_finish_cuda(kept, sums, K, scope.stream());
+    scope.check_launch();
+    refuse_cuda(prepared.call, told, K, scope.stream());
+  }
+  scope.check_launch();
+  prepared.buffers.finish();
+  return gram;
+}
+
+Tensor excess_risk_(std::vector<Tensor> buffers, Gradients grads, int64_t tasks, bool stacked, std::optional<Tensor> valid) {
+  const DeviceScope scope(first_present(grads));
+  PreparedBuffers prepared(buffers, grads, tasks, stacked, valid, scope);
+  Tensor risk = scope.empty({tasks}, ScalarType::Double);
+  Tensor partial = scope.empty({tasks * risk_blocks(int(tasks), prepared.table.chunks())}, ScalarType::Double);
+  excess_risk_cuda(prepared.table, prepared.call, static_cast<double*>(partial.mutable_data_ptr()),
+                   static_cast<double*>(risk.mutable_data_ptr()), scope.stream());
+  scope.check_launch();
+  prepared.buffers.finish();
+  return risk;
+}
+
 }  // namespace ops
 }  // namespace gradsurgery
 
@@ -246,6 +351,8 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CUDA, m) {
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
   m.impl("coordinatewise_", TORCH_BOX(&gradsurgery::ops::coordinatewise_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
+  m.impl("ema_gram_", TORCH_BOX(&gradsurgery::ops::ema_gram_));
+  m.impl("excess_risk_", TORCH_BOX(&gradsurgery::ops::excess_risk_));
 }
 
 PyMODINIT_FUNC PyInit__cuda(void) {

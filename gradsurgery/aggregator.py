@@ -18,6 +18,7 @@ from gradsurgery.capture.features import Features, passes_through
 from gradsurgery.capture.gradients import TaskGradients
 from gradsurgery.capture.losses import scalar_loss
 from gradsurgery.capture.split import split
+from gradsurgery.functional import Gradient, Gradients, checked_targets, second_batch
 from gradsurgery.methods import Method, Solution, Step, build
 from gradsurgery.monitor import Statistics
 
@@ -73,6 +74,7 @@ class GradientAggregator(nn.Module):
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
         self._losses: dict[str, Tensor] = {}
         self._state_tasks = 0  # for how many tasks the method's memory has room
+        self._positions: list[int] | None = None  # of the gradients that a method keeps buffers for
         for name, tensor in self.method.initial_state().items():
             self.register_buffer(name, tensor)
 
@@ -191,23 +193,77 @@ class GradientAggregator(nn.Module):
             )
         return self._present_names(len(rows)), rows
 
+    # --- explicit gradients -------------------------------------------------------------------------------------------------
+
+    def aggregate(
+        self,
+        grads: Gradients,
+        losses: Mapping[str, Tensor] | Sequence[Tensor | None] | Tensor | None = None,
+        *,
+        out: Any = None,
+        against: Gradients | None = None,
+    ) -> Gradient:
+        """One step of surgery on gradients that the caller has: ``gradsurgery.aggregate`` with this aggregator's memory and tasks.
+
+        Args:
+            grads: as for ``gradsurgery.gram``, in the order of ``tasks``, None for an absent one.
+            losses: the tasks' losses, for methods that ask for them; as for ``observe``, which may have told them before.
+            out: where to write, of one task's form; may be one of the gradients.
+            against: the gradients of a second batch, of the form of ``grads``, for methods that multiply two batches' gradients.
+
+        Returns:
+            The gradient, of one task's form; ``out`` where given. Not differentiable.
+
+        Raises:
+            TypeError, ValueError: as for ``gradsurgery.aggregate``; or a number of tasks that contradicts those known.
+        """
+        given = TaskGradients.of(grads)
+        second = None if against is None else second_batch(given, against)
+        targets = None if out is None else checked_targets(given, out)
+        if self._declared and given.tasks != len(self._tasks):
+            raise ValueError(
+                f"grads: expected {len(self._tasks)} tasks ({', '.join(self._tasks)}), found {given.tasks}; "
+                "give None for an absent one."
+            )
+        names = self._present_names(given.tasks)
+        if losses is not None:
+            self.observe(losses.unbind() if isinstance(losses, Tensor) else losses)
+        result = self._surgery(given, names, targets, second)
+        return (result[0] if given.single else result) if out is None else out  # type: ignore[return-value]
+
     # --- one step -----------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _surgery(self, given: TaskGradients, names: Sequence[str]) -> list[Tensor | None]:
-        """gram -> weights -> combine over the tasks of one step; None where no task has a gradient. [P]"""
-        P = given.pieces
-        result: list[Tensor | None] = [None] * P
-        reached = [p for p in range(P) if any(g is not None for g in given.entries[p::P])]
+    def _surgery(
+        self,
+        given: TaskGradients,
+        names: Sequence[str],
+        targets: Sequence[Tensor] | None = None,
+        against: TaskGradients | None = None,
+    ) -> list[Tensor | None]:
+        """gram -> weights -> combine over the tasks of one step. [P]
+
+        Args:
+            given: the gradients of the tasks ``names``.
+            names: of the tasks of this step.
+            targets: where to write; without them the results are new, and None where no task has a gradient. [P]
+            against: of a second batch, at the positions that ``given`` reaches.
+        """
+        result: list[Tensor | None] = [None] * given.pieces if targets is None else list(targets)
+        reached = given.reached()
+        if targets is not None:
+            for p in set(range(given.pieces)) - set(reached):
+                targets[p].zero_()
         if not reached:
             return result
         rows = {self._index(name): t for t, name in enumerate(names)}
-        T = len(self._tasks)
-        entries = [given.entries[rows[i] * P + p] if i in rows else None for i in range(T) for p in reached]
-        grads = TaskGradients(entries, T)
+        places = [rows.get(i) for i in range(len(self._tasks))]
+        whole = given.stacked and places == list(range(given.tasks))
+        grads = given if whole else given.at(reached, places)
+        second = against if against is None or whole else against.at(range(against.pieces), places)
         ops.warn_if_reference(grads.device)
-        out = grads.empty()
-        step = Step(self._state(grads), grads.present, self._told_losses(grads.device))
+        out = grads.empty() if targets is None else [targets[p] for p in reached]
+        step = Step(self._state(grads, reached), grads.present, self._told_losses(grads), second)
         solution = self.method.surgery_(out, grads, step)
         self._losses = {}
         self._record(solution, grads.present)
@@ -336,17 +392,30 @@ class GradientAggregator(nn.Module):
         self._losses = told
         return losses
 
-    def _told_losses(self, device: torch.device) -> Tensor | None:
+    def _told_losses(self, grads: TaskGradients) -> Tensor | None:
         """The losses observed in this step, NaN for tasks without. [T] float64"""
         if not self._losses:
             return None
+        if "losses" in self.method.spec.needs:
+            missing = [name for name, here in zip(self._tasks, grads.present, strict=True) if here and name not in self._losses]
+            if missing:
+                raise ValueError(f"losses: expected one of every task with a gradient, found none of {', '.join(missing)}.")
         absent = torch.full((), torch.nan, dtype=torch.float64)
-        return torch.stack([self._losses.get(name, absent).to(device) for name in self._tasks])
+        return torch.stack([self._losses.get(name, absent).to(grads.device) for name in self._tasks])
 
     # --- state --------------------------------------------------------------------------------------------------------------
 
-    def _state(self, grads: TaskGradients) -> dict[str, Tensor]:
+    def _state(self, grads: TaskGradients, reached: list[int]) -> dict[str, Tensor]:
         """The method's memory, on the gradients' device, with room for all tasks."""
+        if self._state_tasks:
+            self.method.check_fits(dict(self.named_buffers(recurse=False)), grads)
+        if self.method.spec.family == "buffered":
+            if self._positions not in (None, reached):
+                raise ValueError(
+                    f"gradients: expected some task's gradient at the positions {self._positions} as in earlier steps, for which "
+                    f"method {self.method.spec.name!r} keeps buffers; found them at {reached}."
+                )
+            self._positions = reached
         if self._state_tasks != grads.tasks:
             for name, fresh in self.method.task_state(grads).items():
                 known = self._buffers.get(name)
@@ -359,6 +428,16 @@ class GradientAggregator(nn.Module):
             if tensor.device != grads.device:  # a module that was never moved beside the model
                 state[name] = self._buffers[name] = tensor.to(grads.device)
         return state
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientAggregator:
+        """Moves the memory with the model, but leaves its types: ``half()`` is meant for the parameters."""
+
+        def keeping_type(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(keeping_type, recurse)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """A method's memory begins with its first step: what this module has of it becomes what the checkpoint has."""
@@ -380,6 +459,7 @@ class GradientAggregator(nn.Module):
             "tasks": list(self._tasks),
             "step": self._step,
             "state_tasks": self._state_tasks,
+            "positions": self._positions,
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -395,6 +475,7 @@ class GradientAggregator(nn.Module):
         self._tasks = list(state["tasks"])
         self._step = int(state["step"])
         self._state_tasks = int(state["state_tasks"])
+        self._positions = state["positions"]
         self._history.clear()
 
     def __getstate__(self) -> dict[str, Any]:

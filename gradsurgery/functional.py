@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery import ops
-from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, check_matrix
+from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, check_against, check_matrix
 from gradsurgery.capture.grouping import group_indices
 from gradsurgery.capture.losses import LossesLike, losses_tensor
 from gradsurgery.methods import Method, Step, build
@@ -43,9 +43,9 @@ def gram(grads: Gradients, *, groups: Sequence[Hashable] | None = None, against:
     if against is None:
         return ops.gram(given.entries, given.tasks, given.stacked, of_piece)
     others = TaskGradients.of(against, "against")
-    _check_against(others, given)
+    check_against(others, given)
     T = given.tasks
-    K = ops.gram([*_rows(given), *_rows(others)], T + others.tasks, False, of_piece)
+    K = ops.gram([*given.task_major(), *others.task_major()], T + others.tasks, False, of_piece)
     return K[..., :T, T:].contiguous()
 
 
@@ -106,27 +106,34 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Seque
         raise ValueError(f"weights: expected device {given.device} like the gradients, found {weights.device}.")
     w = weights.to(torch.float64).contiguous()
     if out is None:
-        reached = _reached(given)
-        groups_reached = None if of_piece is None else [of_piece[p] for p in reached]
-        return _filled(given, reached, lambda present: ops.combine(present.entries, w, present.stacked, groups_reached))
-    targets = _targets(given, out)
+        groups_reached = None if of_piece is None else [of_piece[p] for p in given.reached()]
+        return _filled(given, lambda present: ops.combine(present.entries, w, present.stacked, groups_reached))
+    targets = checked_targets(given, out)
     with torch.no_grad():
         ops.combine_(targets, given.entries, w, given.stacked, groups=of_piece)
     return out  # type: ignore[no-any-return]
 
 
 def aggregate(
-    grads: Gradients, method: str | Method = "pcgrad", *, out: Any = None, losses: LossesLike | None = None, **options: Any
+    grads: Gradients,
+    method: str | Method = "pcgrad",
+    *,
+    out: Any = None,
+    losses: LossesLike | None = None,
+    against: Gradients | None = None,
+    **options: Any,
 ) -> Gradient:
     """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads (coordinate-wise methods: one) and no copy.
 
     Means are over the tasks present, which K alone does not tell: ``weights`` takes a task without gradient for one of zero length.
+    A method with memory takes its first step; ``GradientAggregator.aggregate`` goes on from there.
 
     Args:
         grads: as for ``gram``.
         method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords (``order="ascending"``).
         out: where to write, of one task's form; may be one of the gradients.
         losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence, None for an absent task.
+        against: the gradients of a second batch, of the form of ``grads``, for methods that multiply two batches' gradients.
 
     Returns:
         The gradient, of one task's form; ``out`` where given. Not differentiable.
@@ -143,10 +150,16 @@ def aggregate(
             return out  # type: ignore[no-any-return]
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
-    step = Step(present=given.present, losses=losses_tensor(losses, given.tasks, given.device))
+    second = None if against is None else second_batch(given, against)
+    step = Step(present=given.present, losses=losses_tensor(losses, given.tasks, given.device), against=second)
     with torch.no_grad():
         if out is not None:
-            chosen.surgery_(_targets(given, out), given, step)
+            targets, reached = checked_targets(given, out), given.reached()
+            if len(reached) < given.pieces:
+                for p in set(range(given.pieces)) - set(reached):
+                    targets[p].zero_()
+                targets, given = [targets[p] for p in reached], given.at(reached, range(given.tasks))
+            chosen.surgery_(targets, given, step)
             return out  # type: ignore[no-any-return]
 
         def surgery(present: TaskGradients) -> list[Tensor]:
@@ -154,51 +167,35 @@ def aggregate(
             chosen.surgery_(targets, present, step)
             return targets
 
-        return _filled(given, _reached(given), surgery)
+        return _filled(given, surgery)
 
 
-def _rows(given: TaskGradients) -> Sequence[Tensor | None]:
-    """Task-major entries, whichever way the gradients came: of a stacked tensor its rows. [T*P]"""
-    return given.entries[0].unbind() if given.stacked and given.entries[0] is not None else given.entries
+def second_batch(given: TaskGradients, against: Gradients) -> TaskGradients:
+    """The gradients of a second batch, at the positions that the first one's reach.
+
+    Raises:
+        TypeError, ValueError: as for ``gram``; or gradients that are not of the first batch's form.
+    """
+    second = TaskGradients.of(against, "against")
+    check_against(second, given)
+    if second.tasks != given.tasks:
+        raise ValueError(f"against: expected {given.tasks} tasks like grads, found {second.tasks}.")
+    return second if given.stacked and second.stacked else second.at(given.reached(), range(given.tasks))
 
 
-def _check_against(others: TaskGradients, given: TaskGradients) -> None:
-    """Raises unless ``against`` has the tensors of ``grads``."""
-    P, rows = given.pieces, _rows(given)
-    if others.pieces != P:
-        raise ValueError(f"against: expected {P} tensors a task like grads, found {others.pieces}.")
-    if others.device != given.device:
-        raise ValueError(f"against: expected device {given.device} like grads, found {others.device}.")
-    for k, other in enumerate(_rows(others)):
-        like = next((g for g in rows[k % P :: P] if g is not None), None)
-        if other is not None and like is not None and other.shape != like.shape:
-            name = f"against[{k // P}]" if others.single else f"against[{k // P}][{k % P}]"
-            raise ValueError(f"{name}: expected shape {list(like.shape)} like grads, found {list(other.shape)}.")
-
-
-def _reached(given: TaskGradients) -> list[int]:
-    """The positions where some task has a gradient."""
-    P = given.pieces
-    if given.stacked:
-        return list(range(P))
-    return [p for p in range(P) if any(g is not None for g in given.entries[p::P])]
-
-
-def _filled(given: TaskGradients, reached: list[int], run: Callable[[TaskGradients], list[Tensor]]) -> Gradient:
-    """Runs on the positions ``reached``; the others stay None."""
+def _filled(given: TaskGradients, run: Callable[[TaskGradients], list[Tensor]]) -> Gradient:
+    """Runs on the positions where some task has a gradient; the others stay None."""
     if given.stacked:
         return run(given)[0]
-    P = given.pieces
-    entries = given.entries
-    if len(reached) < P:
-        entries = [entries[t * P + p] for t in range(given.tasks) for p in reached]
-    result: list[Tensor | None] = [None] * P
-    for p, tensor in zip(reached, run(TaskGradients(entries, given.tasks)), strict=True):
+    reached = given.reached()
+    present = given if len(reached) == given.pieces else given.at(reached, range(given.tasks))
+    result: list[Tensor | None] = [None] * given.pieces
+    for p, tensor in zip(reached, run(present), strict=True):
         result[p] = tensor
     return result[0] if given.single else result  # type: ignore[return-value]  # a single piece is never empty
 
 
-def _targets(given: TaskGradients, out: Any) -> list[Tensor]:
+def checked_targets(given: TaskGradients, out: Any) -> list[Tensor]:
     """``out`` as a list, checked against one task's gradient. [P]"""
     if given.single:
         targets = [out]
@@ -255,7 +252,7 @@ def _check_overlaps(targets: list[Tensor], given: TaskGradients) -> None:
         return  # the usual case, and much the cheaper to see
     P = given.pieces
     spans = []
-    for k, tensor in enumerate([*targets, *_rows(given)]):
+    for k, tensor in enumerate([*targets, *given.task_major()]):
         if tensor is not None and tensor.numel() and torch.ops.aten.is_non_overlapping_and_dense(tensor):
             start, piece = tensor.data_ptr(), k if k < P else (k - P) % P
             spans.append((start, start + tensor.numel() * tensor.element_size(), k < P, piece, tensor))

@@ -26,6 +26,7 @@ FILES = (
     "weights/solve_cuda.cu",
     "combine/combine_cuda.cu",
     "combine/coordinatewise_cuda.cu",
+    "buffers/buffers_cuda.cu",
 )
 
 

@@ -137,6 +137,18 @@ inline int8_t find_head(const std::vector<const char*>& rows, Scalar scalar, con
   return int8_t(head);
 }
 
+// Likewise, of gradients beside their buffers, in groups that are 16 bytes of the wider of the two types.
+inline int8_t find_buffered_head(const std::vector<const char*>& buffers, Scalar buffer_scalar,
+                                 const std::vector<const char*>& rows, Scalar scalar) {
+  const bool wider = size_of(scalar) > size_of(buffer_scalar);
+  const Scalar wide = wider ? scalar : buffer_scalar, narrow = wider ? buffer_scalar : scalar;
+  const int8_t head = find_head(wider ? rows : buffers, wide, nullptr, wide);
+  if (head == kNoBorder) return kNoBorder;
+  for (const char* row : wider ? buffers : rows)
+    if (!has_border(reinterpret_cast<uintptr_t>(row), head, size_of(narrow), 16 / size_of(wide))) return kNoBorder;
+  return head;
+}
+
 // The table of one call. The rows must be dense, and of one scalar type within a piece.
 class RowTable {
  public:
@@ -184,6 +196,49 @@ class RowTable {
       }
       words_[entry_words + rows.rows.size() + g] = first;
     }
+    table_.device = nullptr;
+    if (words_.size() <= kTableWords) std::copy(words_.begin(), words_.end(), table_.words);
+  }
+
+  // Gradients and the buffers that belong to them: 2 T rows a piece, the T gradients first. An entry's scalar is that of the
+  // gradients, out_scalar that of the buffers; out stays null.
+  RowTable(const Rows& grads, const Rows& buffers) {
+    const int T = grads.tasks;
+    table_.tasks = 2 * T;
+    table_.pieces = int32_t(grads.pieces.size());
+    table_.chunk_length = chunk_length(grads.numel, T);
+    table_.groups = 1;
+    const size_t entry_words = grads.pieces.size() * sizeof(PieceEntry) / 8;
+    words_.resize(entry_words + 2 * grads.rows.size());
+    std::vector<const char*> rows, kept;
+    int64_t chunks = 0;
+    for (size_t p = 0; p < grads.pieces.size(); ++p) {
+      rows.clear();
+      kept.clear();
+      PieceEntry entry{};
+      entry.numel = grads.pieces[p].numel;
+      entry.first_chunk = int32_t(chunks);
+      entry.scalar = entry.out_scalar = Scalar::f32;
+      for (int t = 0; t < T; ++t) {
+        const Row &g = grads.row(int64_t(p), t), &y = buffers.row(int64_t(p), t);
+        int64_t* const word = words_.data() + entry_words + p * 2 * T;
+        word[t] = int64_t(reinterpret_cast<uintptr_t>(g.data));
+        word[T + t] = int64_t(reinterpret_cast<uintptr_t>(y.data));
+        if (g.data) {
+          rows.push_back(g.data);
+          entry.scalar = g.scalar;
+        }
+        if (y.data) {
+          kept.push_back(y.data);
+          entry.out_scalar = y.scalar;
+        }
+        rows_float64_ = rows_float64_ || (g.data && g.scalar == Scalar::f64) || (y.data && y.scalar == Scalar::f64);
+      }
+      entry.head = entry.out_head = find_buffered_head(kept, entry.out_scalar, rows, entry.scalar);
+      std::memcpy(words_.data() + p * sizeof(PieceEntry) / 8, &entry, sizeof entry);
+      chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
+    }
+    table_.chunks = int32_t(chunks);
     table_.device = nullptr;
     if (words_.size() <= kTableWords) std::copy(words_.begin(), words_.end(), table_.words);
   }

@@ -71,27 +71,30 @@ class RowsBuilder {
   // `first`..: one entry a task, `step` apart; null entries are absent tasks. `out` may be null.
   void add(const std::optional<Tensor>* first, int64_t step, const Tensor* out) {
     begin();
-    for (int t = 0; t < result_.tasks; ++t) {
-      const std::optional<Tensor>& g = first[t * step];
-      if (g)
-        push(*g, {g->sizes().data(), g->strides().data(), int(g->dim())}, static_cast<const char*>(g->const_data_ptr()),
-             g->is_contiguous());
-      else
-        result_.rows.emplace_back();
-    }
+    push_entries(first, step, result_.tasks);
     finish(out);
   }
 
   // [T, ...]: the tasks are the slices of one tensor.
   void add_stacked(const Tensor& g, const Tensor* out) {
     begin();
-    STD_TORCH_CHECK(g.dim() >= 1 && g.size(0) == result_.tasks, "gradsurgery: a stacked gradient must be [tasks, ...]");
-    const Geometry slice{g.sizes().data() + 1, g.strides().data() + 1, int(g.dim()) - 1};
-    const int64_t step = g.stride(0) * size_of(scalar_of(g));
-    const bool dense = g.is_contiguous();
-    const char* data = static_cast<const char*>(g.const_data_ptr());
-    for (int t = 0; t < result_.tasks; ++t) push(g, slice, data + t * step, dense);
+    push_slices(g, result_.tasks, static_cast<const char*>(g.const_data_ptr()));
     finish(out);
+  }
+
+  // T gradients, given either way, then the T slices of their buffer [T, ...], of which the kernel may write; for a builder of 2
+  // T rows.
+  void add_buffered(const std::optional<Tensor>* first, int64_t step, bool stacked, const Tensor& buffer) {
+    begin();
+    const int tasks = result_.tasks / 2;
+    if (stacked) {
+      STD_TORCH_CHECK(first->has_value(), "gradsurgery: a stacked gradient cannot be None");
+      push_slices(**first, tasks, static_cast<const char*>((*first)->const_data_ptr()));
+    } else {
+      push_entries(first, step, tasks);
+    }
+    push_slices(buffer, tasks, static_cast<const char*>(buffer.mutable_data_ptr()));
+    finish(nullptr);
   }
 
   Rows take() { return std::move(result_); }
@@ -101,6 +104,25 @@ class RowsBuilder {
     all_contiguous_ = true;
     geometries_.clear();
     members_.clear();
+  }
+
+  void push_entries(const std::optional<Tensor>* first, int64_t step, int tasks) {
+    for (int t = 0; t < tasks; ++t) {
+      const std::optional<Tensor>& g = first[t * step];
+      if (g)
+        push(*g, {g->sizes().data(), g->strides().data(), int(g->dim())}, static_cast<const char*>(g->const_data_ptr()),
+             g->is_contiguous());
+      else
+        result_.rows.emplace_back();
+    }
+  }
+
+  void push_slices(const Tensor& g, int tasks, const char* data) {
+    STD_TORCH_CHECK(g.dim() >= 1 && g.size(0) == tasks, "gradsurgery: a stacked gradient must be [tasks, ...]");
+    const Geometry slice{g.sizes().data() + 1, g.strides().data() + 1, int(g.dim()) - 1};
+    const int64_t step = g.stride(0) * size_of(scalar_of(g));
+    const bool dense = g.is_contiguous();
+    for (int t = 0; t < tasks; ++t) push(g, slice, data + t * step, dense);
   }
 
   void push(const Tensor& tensor, const Geometry& geometry, const char* data, bool contiguous) {
@@ -204,6 +226,45 @@ inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const s
   Rows rows = builder.take();
   if (count > 1) rows.group_pieces = std::move(grouping->first);
   return rows;
+}
+
+// The rows of gradients and of the buffers that belong to them, in one order of coordinates.
+struct BufferedRows {
+  Rows grads;                 // a task without any gradient has null rows,
+  Rows buffers;               // and its buffers have null rows, too
+  std::vector<bool> present;  // [T]: which tasks have a gradient somewhere
+};
+
+// buffers: [P] tensors [T, ...] of float32 or float64, each with memory of its own.
+inline BufferedRows buffered_rows_of(const std::vector<Tensor>& buffers, const Gradients& grads, int64_t tasks, bool stacked) {
+  STD_TORCH_CHECK(tasks >= 1 && (stacked || grads.size() % tasks == 0), "gradsurgery: expected tasks * tensors gradients");
+  const int64_t pieces = stacked ? grads.size() : grads.size() / tasks;
+  STD_TORCH_CHECK(int64_t(buffers.size()) == pieces, "gradsurgery: buffers must have one tensor a gradient");
+  RowsBuilder builder(int(2 * tasks), pieces, false);
+  for (int64_t p = 0; p < pieces; ++p) {
+    STD_TORCH_CHECK(size_of(scalar_of(buffers[p])) >= 4, "gradsurgery: buffers must be float32 or float64");
+    builder.add_buffered(&grads[p], pieces, stacked, buffers[p]);
+  }
+  const Rows all = builder.take();
+  BufferedRows result;
+  result.present.assign(size_t(tasks), false);
+  for (Rows* half : {&result.grads, &result.buffers}) {
+    half->tasks = int(tasks);
+    half->numel = all.numel;
+    half->pieces = all.pieces;
+    half->strided = all.strided;
+    half->rows.resize(size_t(pieces * tasks));
+  }
+  for (int64_t p = 0; p < pieces; ++p)
+    for (int t = 0; t < tasks; ++t) {
+      result.grads.rows[p * tasks + t] = all.row(p, t);
+      result.buffers.rows[p * tasks + t] = all.row(p, int(tasks) + t);
+      if (all.row(p, t).data) result.present[t] = true;
+    }
+  for (int64_t p = 0; p < pieces; ++p)
+    for (int t = 0; t < tasks; ++t)
+      if (!result.present[t]) result.buffers.rows[p * tasks + t] = Row{};
+  return result;
 }
 
 }  // namespace gradsurgery

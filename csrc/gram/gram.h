@@ -1,6 +1,8 @@
 // K = G G^T over rows that are never concatenated, one K for each group of pieces.
 #pragma once
 
+#include <functional>
+
 #include "../common/chunks.h"
 
 namespace gradsurgery {
@@ -10,6 +12,11 @@ constexpr int64_t kStrip = 256;  // coordinates of every row that are widened si
 // Products and sums in float64, in a fixed order: symmetric by construction, the same bits for any number of threads and, for
 // gradients of 32 and 16 bits, under every instruction set. The K of a group has the bits of its pieces' K alone.
 void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram /* [G, T, T] */);
+
+// The same after a chunk's rows were written: `start` gives each thread what it calls with (piece, start, n) before it reads a
+// chunk, while that lies in the cache.
+using WriteChunk = std::function<void(int64_t piece, int64_t start, int64_t n)>;
+void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram, const std::function<WriteChunk()>& start);
 
 // Widens a chunk of any scalar type to float64.
 ChunkReader::Widen widen_cpu();

@@ -19,7 +19,9 @@ static double sum_lanes(const double* cell /* [kLanes] */) {
   return lane[0];
 }
 
-void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
+void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) { gram_cpu(rows, parallel, gram, nullptr); }
+
+void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram, const std::function<WriteChunk()>& start) {
   const int tasks = rows.tasks;
   const int64_t square = int64_t(tasks) * tasks;
   const Blocks blocks(rows);
@@ -27,6 +29,7 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
   Scratch<double, 64> partial(size_t(blocks.count() * square));  // [blocks, T, T], upper triangles
   const auto sum_blocks = [&](int64_t first, int64_t last) {
     ChunkReader reader(rows, widen_cpu());
+    const WriteChunk write = start ? start() : nullptr;
     // The lanes of all products [T, T, kLanes]: of the last chunks, and of the block so far. Short sums of short sums lose less
     // to rounding than one long sum.
     const size_t lanes = size_t(square * kLanes);
@@ -44,8 +47,9 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) {
         std::fill(from, from + lanes, 0.0);
         chunks = 0;
       };
-      for_each_chunk(rows, blocks[block], [&](int64_t piece, int64_t start, int64_t n) {
-        reader.read(piece, start, n);
+      for_each_chunk(rows, blocks[block], [&](int64_t piece, int64_t at, int64_t n) {
+        if (write) write(piece, at, n);
+        reader.read(piece, at, n);
         const int count = reader.count();
         if (count == tasks) {
           chunk(reader.scalar(), reader.pointers(), count, n, cells.data(), packed.data(), strips.data());

@@ -339,7 +339,7 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
 
 constexpr int kFinishThreads = 256;
 
-__global__ void __launch_bounds__(kFinishThreads)
+static __global__ void __launch_bounds__(kFinishThreads)
     gram_finish(const __grid_constant__ Table table, int blocks, const double* partial /* [pairs, blocks] */,
                 double* gram /* [G, T, T] */) {
   const int64_t tasks = table.tasks, pairs = pair_count(tasks);

@@ -17,7 +17,7 @@ struct WarpLanes {
 constexpr int kCheckThreads = 256;
 
 // Whether some K is not finite: before any group may change its state.
-__global__ void __launch_bounds__(kCheckThreads) find_broken(const double* gram, int64_t count, int32_t* broken) {
+static __global__ void __launch_bounds__(kCheckThreads) find_broken(const double* gram, int64_t count, int32_t* broken) {
   GS_SHARED(int, found, 1);
   if (threadIdx.x == 0) *found = 0;
   GS_BLOCK_BARRIER(find_broken_start);
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kCheckThreads) find_broken(const double* gram,
 }
 
 // After every group has read the key.
-__global__ void advance_key(const int32_t* broken, int64_t* key) {
+static __global__ void advance_key(const int32_t* broken, int64_t* key) {
   if (*broken == 0) key[1] += 1;
 }
 

@@ -34,7 +34,7 @@ constexpr int kMaxOptions = 16;
 // One group of one step.
 struct Problem {
   int tasks = 0;
-  const double* gram = nullptr;     // [T, T], symmetric and finite
+  const double* gram = nullptr;     // [T, T], finite; symmetric, except where a solver says it is a cross-Gram matrix
   const double* options = nullptr;  // the solver's own, in the order of its header
   const double* given = nullptr;    // [T]: a number a task (a preference, a loss), or null
   const int64_t* order = nullptr;   // [T, T]: the order in which each task meets the others, or null

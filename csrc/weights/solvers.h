@@ -5,10 +5,14 @@
 #include "fairgrad.h"
 #include "gradvac.h"
 #include "krum.h"
+#include "modo.h"
 #include "nashmtl.h"
+#include "sdmgrad.h"
 
 #define GS_FOR_EACH_SOLVER(USE) \
   USE(FairGrad)                 \
   USE(GradVac)                  \
   USE(Krum)                     \
-  USE(NashMTL)
+  USE(Modo)                     \
+  USE(NashMTL)                  \
+  USE(Sdmgrad)

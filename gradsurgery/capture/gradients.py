@@ -52,6 +52,34 @@ class TaskGradients:
         """Where the gradients lie."""
         return next(g.device for g in self.entries if g is not None)
 
+    def rows(self, piece: int) -> list[Tensor | None]:
+        """The T tasks' gradients at one position; one tensor [T, ...] is taken apart without a copy. [T]"""
+        whole = self.entries[piece]
+        if self.stacked and whole is not None:
+            return list(whole.unbind())
+        return self.entries[piece :: self.pieces]
+
+    def task_major(self) -> Sequence[Tensor | None]:
+        """Entries task by task, whichever way the gradients came. [T*P]"""
+        if not self.stacked:
+            return self.entries
+        rows = [self.rows(p) for p in range(self.pieces)]
+        return [row[t] for t in range(self.tasks) for row in rows]
+
+    def shape(self, piece: int) -> torch.Size | None:
+        """Of one task's gradient at one position; None where no task has one."""
+        return next((row.shape for row in self.rows(piece) if row is not None), None)
+
+    def reached(self) -> list[int]:
+        """The positions where some task has a gradient."""
+        P = self.pieces
+        return [p for p in range(P) if self.stacked or any(g is not None for g in self.entries[p::P])]
+
+    def at(self, pieces: Sequence[int], tasks: Sequence[int | None]) -> TaskGradients:
+        """The gradients at some positions, of tasks by their place here, in this order; None for a task that is not here."""
+        rows = [self.rows(p) for p in pieces]
+        return TaskGradients([None if t is None else row[t] for t in tasks for row in rows], len(tasks), single=self.single)
+
     def empty(self) -> list[Tensor]:
         """New tensors shaped and laid out like one task's gradient. [P]"""
         P = self.pieces
@@ -145,3 +173,17 @@ def _check_consistent(grads: TaskGradients, given: str) -> None:
                 raise ValueError(f"{name}: expected device {device} like the gradients before it, found {g.device}.")
     if device is None:
         raise ValueError(f"{given}: expected a gradient of at least one task, found only None.")
+
+
+def check_against(others: TaskGradients, given: TaskGradients) -> None:
+    """Raises unless ``against`` has the tensors of ``grads``."""
+    P, rows = given.pieces, given.task_major()
+    if others.pieces != P:
+        raise ValueError(f"against: expected {P} tensors a task like grads, found {others.pieces}.")
+    if others.device != given.device:
+        raise ValueError(f"against: expected device {given.device} like grads, found {others.device}.")
+    for k, other in enumerate(others.task_major()):
+        like = next((g for g in rows[k % P :: P] if g is not None), None)
+        if other is not None and like is not None and other.shape != like.shape:
+            name = f"against[{k // P}]" if others.single else f"against[{k // P}][{k % P}]"
+            raise ValueError(f"{name}: expected shape {list(like.shape)} like grads, found {list(other.shape)}.")

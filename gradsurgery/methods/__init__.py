@@ -1,6 +1,23 @@
 """Methods: K -> w. A new one is a file here and a line below."""
 
-from . import fairgrad, graddrop, gradvac, krum, mean, median, nashmtl, pcgrad, sign_agreement, sum, trimmed_mean
+from . import (
+    dbmtl,
+    excessmtl,
+    fairgrad,
+    graddrop,
+    gradvac,
+    krum,
+    mean,
+    median,
+    moco,
+    modo,
+    nashmtl,
+    pcgrad,
+    sdmgrad,
+    sign_agreement,
+    sum,
+    trimmed_mean,
+)
 from .registry import Method, MethodSpec, Solution, SolverMethod, Step, build, methods, register
 
 __all__ = [
@@ -10,6 +27,8 @@ __all__ = [
     "SolverMethod",
     "Step",
     "build",
+    "dbmtl",
+    "excessmtl",
     "fairgrad",
     "graddrop",
     "gradvac",
@@ -17,9 +36,12 @@ __all__ = [
     "mean",
     "median",
     "methods",
+    "moco",
+    "modo",
     "nashmtl",
     "pcgrad",
     "register",
+    "sdmgrad",
     "sign_agreement",
     "sum",
     "trimmed_mean",

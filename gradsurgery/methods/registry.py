@@ -82,6 +82,9 @@ class Method:
         """Whether ``surgery_`` computes K."""
         return True
 
+    def check_fits(self, state: State, grads: TaskGradients) -> None:
+        """Raises where the memory of earlier steps is of gradients of another shape, for methods whose memory has their shape."""
+
     def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
         """Weights of one step.
 

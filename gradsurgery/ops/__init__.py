@@ -16,6 +16,8 @@ __all__ = [
     "combine",
     "combine_",
     "coordinatewise_",
+    "ema_gram_",
+    "excess_risk_",
     "gram",
     "pcgrad_",
     "pcgrad_small_",
@@ -37,6 +39,8 @@ combine: Callable[..., list[Tensor]] = _ops.combine.default
 _combine_ = _ops.combine_.default
 _coordinatewise_ = _ops.coordinatewise_.default
 _pcgrad_ = _ops.pcgrad_.default
+_ema_gram_ = _ops.ema_gram_.default
+_excess_risk_ = _ops.excess_risk_.default
 _written = torch.autograd.graph.increment_version
 
 
@@ -84,3 +88,27 @@ def pcgrad_(
     result: tuple[Tensor, Tensor] = _pcgrad_(out, grads, tasks, stacked, order, key, include_self, scale, accumulate)
     _written(out)
     return result
+
+
+def ema_gram_(
+    buffers: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    tasks: int,
+    stacked: bool,
+    scales: Tensor,
+    rate: Tensor,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """``ema_gram_`` likewise, for ``buffers``. -> K [T, T]"""
+    K: Tensor = _ema_gram_(buffers, grads, tasks, stacked, scales, rate, valid)
+    _written(buffers)
+    return K
+
+
+def excess_risk_(
+    buffers: Sequence[Tensor], grads: Sequence[Tensor | None], tasks: int, stacked: bool, valid: Tensor | None = None
+) -> Tensor:
+    """``excess_risk_`` likewise. -> e [T]"""
+    e: Tensor = _excess_risk_(buffers, grads, tasks, stacked, valid)
+    _written(buffers)
+    return e

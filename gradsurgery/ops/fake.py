@@ -57,3 +57,13 @@ def _(out: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -
 @torch.library.register_fake("gradsurgery::pcgrad_", lib=LIBRARY)
 def _(out: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _float64(_any(grads), tasks, tasks), _float64(_any(grads), tasks)
+
+
+@torch.library.register_fake("gradsurgery::ema_gram_", lib=LIBRARY)
+def _(buffers: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> Tensor:
+    return _float64(_any(grads), tasks, tasks)
+
+
+@torch.library.register_fake("gradsurgery::excess_risk_", lib=LIBRARY)
+def _(buffers: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> Tensor:
+    return _float64(_any(grads), tasks)

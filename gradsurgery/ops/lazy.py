@@ -23,17 +23,18 @@ def _resolved(tensor: Tensor) -> Tensor:
 def _resolving(operator: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         named = dict(zip(names, args, strict=False)) | kwargs
-        for name in ("gram", "weights", "uniform"):
+        for name in ("gram", "weights", "scales", "rate", "uniform"):
             if named.get(name) is not None:
                 named[name] = _resolved(named[name])
         if "grads" in named:
             grads: Gradients = named["grads"]
             named["grads"] = [None if g is None else _resolved(g) for g in grads]
-        targets = named.get("out", ())
+        written_to = "buffers" if "buffers" in named else "out"
+        targets = named.get(written_to, ())
         if targets:
-            named["out"] = [_resolved(target) for target in targets]
+            named[written_to] = [_resolved(target) for target in targets]
         result = operator(**named)
-        for target, written in zip(targets, named.get("out", ()), strict=True):
+        for target, written in zip(targets, named.get(written_to, ()), strict=True):
             if written is not target:
                 target.copy_(written)
         return result

@@ -5,7 +5,7 @@ Nothing here synchronizes with a CUDA device or branches on a value.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 
 import torch
@@ -173,5 +173,59 @@ def pcgrad_(
     return K, w
 
 
-for _function in (gram, pcgrad_weights, combine, combine_, pcgrad_):
+def _update_(
+    buffers: Sequence[Tensor], grads: Gradients, tasks: int, stacked: bool, valid: Tensor | None, change: Callable[..., Tensor]
+) -> tuple[list[bool], Tensor]:
+    """y_t <- change(t, g_t, y_t) in float64 for tasks present. -> (which are [T], NaN for a new value not finite, else 0 [T])"""
+    pieces = rows_by_position(grads, tasks, stacked)
+    present = [any(piece[t] is not None for piece in pieces) for t in range(tasks)]
+    broken = [torch.zeros((), dtype=torch.float64, device=buffers[0].device) for _ in range(tasks)]
+    for buffer, piece in zip(buffers, pieces, strict=True):
+        for t, row in enumerate(piece):
+            if not present[t]:
+                continue
+            old = buffer[t].clone()
+            new = change(t, torch.zeros_like(old) if row is None else row, old).to(old.dtype)
+            broken[t] = broken[t] + (new - new).double().sum()
+            kept = new.isfinite() if valid is None else new.isfinite() & valid
+            buffer[t].copy_(torch.where(kept, new, old))
+    return present, torch.stack(broken)
+
+
+def ema_gram_(
+    buffers: Sequence[Tensor],
+    grads: Gradients,
+    tasks: int,
+    stacked: bool,
+    scales: Tensor,
+    rate: Tensor,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """y_t += rate (scales_t g_t - y_t), rounded to the buffers' type, then ``gram`` of the y of the tasks present."""
+
+    def change(t: int, g: Tensor, y: Tensor) -> Tensor:
+        return y.double() + rate * (scales[t] * g.double() - y.double())
+
+    present, broken = _update_(buffers, grads, tasks, stacked, valid, change)
+    K = gram([buffer[t] if present[t] else None for t in range(tasks) for buffer in buffers], tasks)
+    K = K + broken[:, None] + broken
+    return K if valid is None else torch.where(valid, K, torch.nan)
+
+
+def excess_risk_(buffers: Sequence[Tensor], grads: Gradients, tasks: int, stacked: bool, valid: Tensor | None = None) -> Tensor:
+    """r_t = sqrt(r_t^2 + g_t^2), rounded to the buffers' type, and e_t = sum g_t^2 / r_t over the r before rounding."""
+    risks = [torch.zeros((), dtype=torch.float64, device=buffers[0].device) for _ in range(tasks)]
+
+    def change(t: int, g: Tensor, r: Tensor) -> Tensor:
+        g = g.double()
+        root = (r.double() * r.double() + g * g).sqrt()
+        risks[t] = risks[t] + torch.where(root == 0, 0.0, g * (g / root)).sum()
+        return root
+
+    _, broken = _update_(buffers, grads, tasks, stacked, valid, change)
+    e = torch.stack(risks) + broken
+    return e if valid is None else torch.where(valid, e, torch.nan)
+
+
+for _function in (gram, pcgrad_weights, combine, combine_, pcgrad_, ema_gram_, excess_risk_):
     LIBRARY.impl(_function.__name__, _function, "CompositeExplicitAutograd")

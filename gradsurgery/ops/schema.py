@@ -22,6 +22,9 @@ zeros. A value that is not finite gives NaN. ``rule`` and its ``options``:
 - "sign_agreement": [threshold, 1 for the mean or 0 for the sum].
 - "trimmed_mean": [trim], with 2 * trim less than the tasks at every position.
 - "median": [].
+``buffers`` are P tensors [T, ...], float32 or float64, a slice a task, updated in place. Those of a task without any gradient stay
+as they are. Where a bool tensor ``valid`` is false nothing is written and the result is NaN; beyond that, a coordinate whose new
+value is not finite keeps its old one and makes its task's part of the result NaN.
 """
 
 from __future__ import annotations
@@ -49,6 +52,11 @@ SCHEMAS = (
     # the three in one call -> (K, w)
     "pcgrad_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked=False, "
     f"{_PCGRAD.format(alias='b')}, bool accumulate=False) -> (Tensor, Tensor)",
+    # y_t += rate (scales_t g_t - y_t) on the buffers, and K [T, T] of the new y, in one pass
+    "ema_gram_(Tensor(a!)[] buffers, Tensor?[] grads, int tasks, bool stacked, Tensor scales, Tensor rate, Tensor? valid=None) "
+    "-> Tensor",
+    # r_t = sqrt(r_t^2 + g_t^2) on the buffers, and e [T] with e_t = sum g_t^2 / r_t, in one pass
+    "excess_risk_(Tensor(a!)[] buffers, Tensor?[] grads, int tasks, bool stacked, Tensor? valid=None) -> Tensor",
 )
 
 for _schema in SCHEMAS:

@@ -103,6 +103,21 @@ def coordinatewise(emulator: Emulator) -> list[Float64]:
     return results
 
 
+def buffers(emulator: Emulator) -> list[Float64]:
+    """Averages with K and excess risks, in one pass for all tasks and in a pass a task."""
+    results = []
+    for tasks in (3, 9):
+        G = torch.randn(tasks, 5001, generator=torch.Generator().manual_seed(tasks))
+        y, r = torch.ones(tasks, 5001), torch.ones(tasks, 5001)
+        scales, rate = torch.arange(tasks, dtype=torch.float64) - 1, torch.tensor(0.3, dtype=torch.float64)
+        try:
+            results += [emulator.operators.ema_gram_([y], [G], tasks, True, scales, rate).numpy(), y.double().numpy()]
+            results += [emulator.operators.excess_risk_([r], [G], tasks, True).numpy(), r.double().numpy()]
+        except RuntimeError as error:  # what the emulator finds comes through torch
+            raise EmulationError(str(error)) from error
+    return results
+
+
 RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     gram_of_few,
     gram_of_more,
@@ -114,6 +129,7 @@ RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     fused_solver,
     combined,
     coordinatewise,
+    buffers,
 )
 
 

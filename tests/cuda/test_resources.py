@@ -13,6 +13,8 @@ HOT = {
     *(f"gram_small<{tasks},d>" for tasks in (2, 4, 8)),
     *(f"combine_chunks<{rows},0,f>" for rows in range(1, 9)),
     *(f"combine_chunks<{rows},0,d>" for rows in (2, 4, 8)),
+    *(f"ema_gram_small<{tasks},f>" for tasks in range(1, 9)),
+    *(f"ema_gram_small<{tasks},d>" for tasks in (2, 4, 8)),
     "combine_chunks<8,1,f>",
     "combine_chunks<8,1,d>",
     *(f"graddrop_chunks<{rows},{leak},{run}>" for rows in ("2,0", "4,0", "8,0", "8,1") for leak in (0, 1) for run in "fd"),

@@ -6,6 +6,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+import gradsurgery as gs
+
+# The methods whose weights come from the Gram matrix of one batch alone.
+FROM_GRAM = sorted(name for name, spec in gs.methods().items() if spec.family in ("gram", "scalarization"))
+
+# Those that treat every coordinate by itself, and have no weights.
+COORDINATEWISE = sorted(name for name, spec in gs.methods().items() if spec.family == "coordinatewise")
+
+# Options under which roundings stay roundings: SDMGrad's usual steps are so long that its iteration amplifies them without bound.
+CALM = {"sdmgrad": {"lr": 1.0, "n_iter": 3}}
+
 # The fewest tasks that a method takes with its default options, where that is more than one.
 FEWEST = {"krum": 3, "trimmed_mean": 3}
 

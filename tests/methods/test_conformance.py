@@ -68,6 +68,39 @@ def pcgrad_set(vector: Vector) -> None:
     assert meet(torch.stack(explicit).mean(0), vector["expected_out"], atol)
 
 
+def sequence(vector: Vector, method: str, weights: bool = False, **options: Any) -> None:
+    """The steps of an aggregator, of which the vector tells the outputs, or the weights."""
+    for form in (lambda G: G, list, lambda G: [list(row.split(1)) for row in G]):
+        surgery = gs.GradientAggregator(method, **options)
+        losses = vector.get("sequence_losses") or [None] * len(vector["expected_seq"])
+        for G, L, expected in zip(vector["sequence_G"], losses, vector["expected_seq"], strict=True):
+            told = None if L is None else torch.tensor(L, dtype=torch.float64)
+            out = surgery.aggregate(form(torch.tensor(G, dtype=torch.float64)), told)
+            joined = torch.cat(out) if isinstance(out, list) else out
+            assert meet(surgery.weights if weights else joined, expected, vector["atol"])
+        assert meet(joined, vector["expected_out"], vector["atol"])
+
+
+def crossed(vector: Vector, method: str, **options: Any) -> None:
+    """A = J1 J2^T, which the vectors take for J2 = 0.9 J1; the weights of two steps."""
+    G, A = (torch.tensor(vector[name], dtype=torch.float64) for name in ("G", "cross_gram"))
+    torch.testing.assert_close(G @ (0.9 * G).T, A)
+    assert meet(gs.weights(A, method, **options), vector["expected_seq"][0], vector["atol"])
+    surgery = gs.GradientAggregator(method, **options)
+    for expected in vector["expected_seq"]:
+        out = surgery.aggregate(G, against=0.9 * G)
+        assert surgery.weights is not None
+        assert meet(surgery.weights, expected, vector["atol"])
+    assert meet(surgery.weights, vector["expected_w"], vector["atol"])
+    assert isinstance(out, Tensor)
+    assert meet(out, vector["expected_out"], vector["atol"] * float(G.abs().max()))
+
+
+def sdmgrad(vector: Vector) -> None:
+    options = dict(vector["params"])
+    crossed(vector, "sdmgrad", lam=options.pop("lambda"), **options)
+
+
 def approximate(vector: Vector, name: str) -> None:
     """Another's loose solver, within the atol that its vector has for it; the number of its iterations is nothing of ours."""
     plain(vector, name, **{key: value for key, value in vector["params"].items() if key != "optim_niter"})
@@ -105,21 +138,31 @@ RUNNERS: dict[str, Callable[[Vector], None]] = {
     "pcgrad": pcgrad,
     "pcgrad_set": pcgrad_set,
     "pcgrad_include_self": pcgrad_include_self,
+    "moco_seq": lambda vector: sequence(vector, "moco", **vector["params"]),
+    "db_mtl_seq": lambda vector: sequence(vector, "dbmtl", **vector["params"]),
+    "excess_mtl_seq": lambda vector: sequence(vector, "excessmtl", "WEIGHTS" in vector["note"], **vector["params"]),
+    "sdmgrad_w": sdmgrad,
+    "modo_w": lambda vector: crossed(vector, "modo", **vector["params"]),
 }
 COUNTS = {
     "graddrop": 6,
     "trimmed_mean": 6,
     "sum": 6,
     "mean": 6,
+    "db_mtl_seq": 6,
+    "excess_mtl_seq": 6,
     "fairgrad": 6,
     "fairgrad_exact": 6,
     "gradvac_seq": 6,
     "krum": 6,
+    "moco_seq": 6,
+    "modo_w": 6,
     "nash_exact": 10,
     "nashmtl": 6,
     "pcgrad": 10,
     "pcgrad_set": 10,
     "pcgrad_include_self": 6,
+    "sdmgrad_w": 6,
 }
 CASES = [vector for vector in VECTORS if vector["method"] in RUNNERS and not vector["reference_unreliable"]]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from methods.gradients import FEWEST
+from methods.gradients import CALM, FEWEST
 from torch import Tensor
 
 import gradsurgery as gs
@@ -55,7 +55,7 @@ def solver_call(name: str, tasks: int, seed: int = 0, groups: int = 0) -> Solver
     numel = 2 * tasks + 1
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(tasks)[:tasks, None]
     G = normal(*batch, tasks, numel) + 0.4 * signs * normal(*batch, 1, numel)
-    method = build(name)
+    method = build(name, **CALM.get(name, {}))
     assert isinstance(method, SolverMethod)
     step = Step(losses=normal(tasks).exp())
     gram = G @ G.mT

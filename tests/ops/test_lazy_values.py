@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from methods.gradients import FROM_GRAM
 from torch import Tensor
 
 import gradsurgery as gs
@@ -34,7 +35,7 @@ def test_the_values_count(lazy: Callable[..., Tensor], numel: int) -> None:
         plain = [None if g is None else torch.zeros_like(g) + g for g in given]
         assert torch.equal(gs.gram(given), gs.gram(plain))
         assert torch.equal(gs.combine(given, w), gs.combine(plain, w))
-        for method in gs.methods():
+        for method in FROM_GRAM:
             options = {"seed": 1} if "seed" in gs.methods()[method].options else {}
             assert torch.equal(gs.aggregate(given, method, **options), gs.aggregate(plain, method, **options))
 

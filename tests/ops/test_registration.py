@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods.gradients import FROM_GRAM
 from ops.samples import Sample, maker, sample, weights_of
 from torch import Tensor
 
@@ -74,6 +75,19 @@ def weight_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
     return [(gram, *rest) for gram in (K[0], K) for rest in ((), (order,), (None, key, True, 0.5))]
 
 
+def buffered_calls(layout: str, device: Any, *more: Tensor) -> list[tuple[Any, ...]]:
+    if layout == "unreached":  # a position without any gradient has no buffer
+        return []
+    g = inputs(layout, device=device)
+    buffers = [torch.ones((3, *out.shape), device=device) for out in g.empty()]
+    valid = torch.tensor(True, device=device)
+    return [(buffers, g.grads, 3, g.stacked, *more, flag) for flag in (None, valid)]
+
+
+def ema_gram_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
+    return buffered_calls(layout, device, weights_of(3, device), torch.tensor(0.3, dtype=torch.float64, device=device))
+
+
 def solve_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
     G = maker(torch.float64, device)(2, 4, 5)
     return [(G[0] @ G[0].T, "krum", [0.0, 1.0]), (G @ G.mT, "krum", [1.0, 2.0])]
@@ -103,6 +117,8 @@ CALLS: dict[str, Callable[[str, Any], list[tuple[Any, ...]]]] = {
     "combine_": combine_in_place_calls,
     "coordinatewise_": coordinatewise_calls,
     "pcgrad_": pcgrad_calls,
+    "ema_gram_": ema_gram_calls,
+    "excess_risk_": buffered_calls,
 }
 
 
@@ -208,9 +224,8 @@ def test_the_weights_of_a_method_are_constants(device: torch.device) -> None:
     grads = maker(torch.float64, device, requires_grad=True)(3, 5)
     K = gs.gram(grads)
     assert K.requires_grad
-    for name, spec in gs.methods().items():
-        if spec.family != "coordinatewise":
-            assert not gs.weights(K, name).requires_grad
+    for name in FROM_GRAM:
+        assert not gs.weights(K, name).requires_grad
         assert not gs.aggregate(grads, name).requires_grad
 
 
@@ -301,7 +316,7 @@ def test_compiled_groups(device: torch.device) -> None:
     torch.testing.assert_close(*derivatives)
 
 
-@pytest.mark.parametrize("method", sorted(gs.methods()))
+@pytest.mark.parametrize("method", FROM_GRAM)
 def test_compiled_weights_and_aggregate(method: str, device: torch.device) -> None:
     G = maker(torch.float32, device)(3, 20)
     options = {"seed": 3} if "seed" in gs.methods()[method].options else {}

@@ -15,14 +15,18 @@ from ..schema import LIBRARY
 from .fairgrad import fairgrad
 from .gradvac import gradvac
 from .krum import krum
+from .modo import modo
 from .nashmtl import nashmtl
 from .problem import Problem, Report, Solver
+from .sdmgrad import sdmgrad
 
 SOLVERS: dict[str, Solver] = {
     "fairgrad": fairgrad,
     "gradvac": gradvac,
     "krum": krum,
+    "modo": modo,
     "nashmtl": nashmtl,
+    "sdmgrad": sdmgrad,
 }
 
 

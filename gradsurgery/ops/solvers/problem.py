@@ -14,7 +14,7 @@ class Problem:
     """One group of one step, on the CPU.
 
     Attributes:
-        gram: K [T, T], float64, symmetric and finite.
+        gram: K [T, T], float64, finite; symmetric, except where a solver says it is a cross-Gram matrix.
         options: the solver's own numbers, in the order of its header.
         given: a number a task, or None. [T]
         order: in which each task meets the others, or None. [T, T]

@@ -1,4 +1,5 @@
 // The CUDA kernels and their launch functions on NumPy arrays: a C interface for ctypes over the emulator.
+#include "../../../csrc/buffers/buffers_cuda.cu"
 #include "../../../csrc/combine/combine_cuda.cu"
 #include "../../../csrc/combine/coordinatewise_cuda.cu"
 #include "../../../csrc/gram/gram_cuda.cu"
