@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from gradsurgery.methods import registry
 
 settings.register_profile("gradsurgery", deadline=None, derandomize=True, database=None, max_examples=40, print_blob=True)
 settings.load_profile("gradsurgery")
@@ -32,6 +35,17 @@ def sample_data() -> Path:
     folder = Path(named)
     assert folder.is_dir(), f"GRADSURGERY_DATA: expected a folder, found {named!r}"
     return folder
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = registry.methods()
+    yield
+    registry._SPECS.clear()
+    registry._SPECS.update(before)
+    registry._DEFAULTS.clear()
+    registry._cached.cache_clear()
 
 
 @pytest.fixture(autouse=True)

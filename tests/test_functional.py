@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from methods.gradients import COORDINATEWISE, FEWEST, FROM_GRAM
-from oracles import coordinatewise, scalarization
+from oracles import coordinatewise, scalarization, spectral
 from oracles.fairgrad import fairgrad, nashmtl
 from oracles.gradvac import gradvac
 from oracles.krum import krum
 from oracles.pcgrad import pcgrad
+from oracles.random_weights import random
 from tolerances import DTYPES, assert_combined_close, assert_gram_close
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -23,11 +24,17 @@ from gradsurgery.methods import build
 METHODS = sorted({*FROM_GRAM, *COORDINATEWISE})
 SEED = 5
 ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "alignedmtl": spectral.alignedmtl,
+    "config": spectral.config,
+    "constant": scalarization.total,
+    "crmogm": spectral.config,
+    "imtlg": spectral.imtlg,
     "fairgrad": fairgrad,
     "gradvac": gradvac,
     "nashmtl": nashmtl,
     "krum": krum,
     "pcgrad": pcgrad,
+    "random": lambda G: random(G, SEED),
     "sum": scalarization.total,
     "mean": scalarization.mean,
     "graddrop": lambda G: coordinatewise.by_coordinate(
@@ -42,7 +49,7 @@ ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
 def options(method: str) -> dict[str, Any]:
     """What makes a method's answer the oracle's."""
     known = gs.methods()[method].options
-    return {"order": "ascending"} if "order" in known else {"seed": SEED} if "seed" in known else {}
+    return {name: value for name, value in (("order", "ascending"), ("seed", SEED)) if name in known}
 
 
 def weights(G: Tensor, method: str) -> Tensor | None:

@@ -49,6 +49,15 @@ GS_HOST_DEVICE Reduced reduce(const Problem& problem, Arena& arena, Lanes lanes)
   return result;
 }
 
+// w of all tasks from those of the reduced ones, and 0 for zero gradients.
+template <class Lanes>
+GS_HOST_DEVICE void scatter(const Problem& problem, const Reduced& reduced, const double* v /* [n] */, Lanes lanes) {
+  for (int t = lanes.begin(); t < problem.tasks; t += lanes.step()) problem.w[t] = 0.0;
+  lanes.sync();
+  for (int i = lanes.begin(); i < reduced.size; i += lanes.step()) problem.w[reduced.task[i]] = v[i];
+  lanes.sync();
+}
+
 // w of all tasks from v over the reduced ones: w_t = v_i / d_i, and 0 for zero gradients.
 template <class Lanes>
 GS_HOST_DEVICE void spread(const Problem& problem, const Reduced& reduced, const double* v /* [n] */, Lanes lanes) {

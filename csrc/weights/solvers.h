@@ -2,17 +2,25 @@
 // it.
 #pragma once
 
+#include "alignedmtl.h"
+#include "config.h"
 #include "fairgrad.h"
 #include "gradvac.h"
+#include "imtlg.h"
 #include "krum.h"
 #include "modo.h"
 #include "nashmtl.h"
+#include "random_weights.h"
 #include "sdmgrad.h"
 
 #define GS_FOR_EACH_SOLVER(USE) \
+  USE(AlignedMtl)               \
+  USE(Config)                   \
   USE(FairGrad)                 \
   USE(GradVac)                  \
+  USE(ImtlG)                    \
   USE(Krum)                     \
   USE(Modo)                     \
   USE(NashMTL)                  \
+  USE(RandomWeights)            \
   USE(Sdmgrad)

@@ -22,7 +22,7 @@ _drawn = _Drawn()
 
 def check_seed(seed: int | None) -> None:
     """Raises unless ``seed`` is None or an integer of 64 bits."""
-    if seed is not None and not isinstance(seed, int):
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
         raise TypeError(f"seed: expected an integer or None, found {type(seed).__name__}.")
     if seed is not None and not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed: expected an integer of 64 bits, found {seed}.")

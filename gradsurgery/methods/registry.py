@@ -6,9 +6,12 @@ A method is a frozen dataclass whose fields are its options. Registering it is a
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from functools import lru_cache
+from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -65,6 +68,20 @@ class Method:
     """
 
     spec: ClassVar[MethodSpec]
+
+    @classmethod
+    def from_options(cls, **options: Any) -> Method:
+        """Builds the method; one that wraps another hands on the options it does not know.
+
+        Raises:
+            TypeError: an option the method does not have.
+            ValueError: a value the option does not take.
+        """
+        unknown = sorted(set(options) - set(cls.spec.options))
+        if unknown:
+            known = ", ".join(cls.spec.options) or "no options"
+            raise TypeError(f"method {cls.spec.name!r} has no option {', '.join(map(repr, unknown))}; it takes {known}.")
+        return cls(**options)
 
     def initial_state(self) -> dict[str, Tensor]:
         """Tensors to keep between steps that do not depend on the gradients, such as the counter of random draws."""
@@ -214,16 +231,26 @@ class MethodSpec:
             TypeError: an option the method does not have.
             ValueError: a value the option does not take.
         """
-        unknown = sorted(set(options) - set(self.options))
-        if unknown:
-            known = ", ".join(self.options) or "no options"
-            raise TypeError(f"method {self.name!r} has no option {', '.join(map(repr, unknown))}; it takes {known}.")
-        return self.cls(**options)
+        return self.cls.from_options(**options)
 
 
 _SPECS: dict[str, MethodSpec] = {}
 _DEFAULTS: dict[str, Method] = {}  # each method with its default options; immutable, hence shared
 _Class = TypeVar("_Class", bound=type[Method])
+
+ENTRY_POINT_GROUP = "gradsurgery.methods"
+"""Where an installed package names its methods: ``name = "module"``, whose import registers the method of that name."""
+
+
+class _Loading:
+    """Whether the entry points were read."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.done = False
+
+
+_loading = _Loading()
 
 PROPERTIES = frozenset(
     {
@@ -281,8 +308,33 @@ def register(
 
 
 def methods() -> dict[str, MethodSpec]:
-    """All registered methods by name."""
+    """All registered methods by name, those of installed packages included."""
+    _load_entry_points()
     return dict(_SPECS)
+
+
+def _load_entry_points() -> None:
+    """Imports, once, what installed packages offer under the entry point group; what breaks is said and left out."""
+    with _loading.lock:
+        if _loading.done:
+            return
+        _loading.done = True  # at once, for a package may ask for the methods while it is imported
+        for entry in entry_points(group=ENTRY_POINT_GROUP):
+            problem = None
+            try:
+                entry.load()
+                if entry.name not in _SPECS:
+                    problem = f"{entry.value} registers no method of this name"
+            except Exception as error:  # whatever another package does wrong
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                package = "an unknown package" if entry.dist is None else f"the package {entry.dist.name!r}"
+                warnings.warn(
+                    f"The method {entry.name!r} of {package} is left out ({entry.value} in the entry points "
+                    f"{ENTRY_POINT_GROUP!r}): {problem}.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
 
 
 def build(method: str | Method, **options: Any) -> Method:
@@ -309,6 +361,9 @@ def build(method: str | Method, **options: Any) -> Method:
 
 def _spec(name: str) -> MethodSpec:
     spec = _SPECS.get(name)
+    if spec is None:
+        _load_entry_points()
+        spec = _SPECS.get(name)
     if spec is None:
         raise ValueError(f"method: expected one of {', '.join(sorted(_SPECS))}, found {name!r}.")
     return spec

@@ -129,12 +129,67 @@ def upgrad(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
     return np.where((w >= 0).all(1), np.maximum(error, apart), np.inf)
 
 
+def on_range(K: Wide, *vectors: Wide) -> list[Wide]:
+    """[B, T] each, projected on the range of the cosines where some of their eigenvalues are zero to rounding."""
+    norms = np.sqrt(diagonal(K))
+    values, basis = np.linalg.eigh((K / norms[:, :, None] / norms[:, None]).astype(np.float64))
+    kept = values > 1e-14 + 1e-15 * values[:, -1:]
+    basis = (basis * kept[:, None]).astype(np.longdouble)
+    projected = [(basis @ (np.swapaxes(basis, 1, 2) @ vector[:, :, None]))[:, :, 0] for vector in vectors]
+    return [np.where(kept.all(1)[:, None], vector, part) for vector, part in zip(vectors, projected, strict=True)]
+
+
+def equal_projections(K: Wide, w: Wide) -> tuple[Wide, Wide]:
+    """How much the projections (K w)_i / |g_i| differ from a common one, over that; and that one. [B] each"""
+    norms = np.sqrt(diagonal(K))
+    Kw, magnitude = image(K, w)
+    projections, ones = on_range(K, Kw / norms, np.ones_like(w))
+    level = (projections * ones).sum(1) / (ones * ones).sum(1)
+    largest = np.broadcast_to((magnitude / norms).max(1)[:, None], w.shape)
+    return beyond(projections - level[:, None] * ones, np.abs(level)[:, None], largest, K.shape[1]).max(1), level
+
+
+def imtlg(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
+    """Equal projections on all unit gradients, as far as dependent ones allow, and weights that sum to 1."""
+    unequal, _ = equal_projections(K, w)
+    total = beyond(w.sum(1) - 1, np.ones(len(w)), np.abs(w).sum(1), K.shape[1])
+    return np.maximum(unequal, total)
+
+
+def config(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
+    """Equal projections on all unit gradients, as far as dependent ones allow; the sum of <out, g_i> is |out|^2."""
+    unequal, _ = equal_projections(K, w)
+    Kw, magnitude = image(K, w)
+    square, total = (w * Kw).sum(1), Kw.sum(1)
+    length = beyond(square - total, np.abs(total), (np.abs(w) * magnitude).sum(1) + magnitude.sum(1), K.shape[1])
+    return np.maximum(unequal, length)
+
+
+def alignedmtl(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
+    """B K B is s times a projection, for the B whose columns are each task's weights alone; and w is their mean."""
+    T = K.shape[1]
+    narrow = torch.from_numpy(K.astype(np.float64))
+    columns = [gs.weights(narrow, "alignedmtl", pref=[float(i == j) for j in range(T)], **options) for i in range(T)]
+    B = wide(torch.stack(columns, dim=2))
+    M, size = B @ K @ B, np.abs(B) @ np.abs(K) @ np.abs(B)
+    MM, of_square = M @ M, size @ size
+    s = diagonal(MM).sum(1) / diagonal(M).sum(1)
+    scale = np.broadcast_to((s * s)[:, None, None], M.shape)
+    projection = beyond(MM - s[:, None, None] * M, scale, of_square + s[:, None, None] * size, T).max((1, 2))
+    symmetric = np.abs(B - np.swapaxes(B, 1, 2)).max((1, 2)) / np.abs(B).max((1, 2))
+    mean = np.abs(w - B.mean(2)).max(1) / np.abs(B).max((1, 2))
+    return np.maximum(projection, np.maximum(symmetric, mean))
+
+
 CERTIFICATES: dict[str, tuple[Certificate, tuple[dict[str, Any], ...]]] = {
     "fairgrad": (fairgrad, ({"alpha": 1.0}, {"alpha": 2.0}, {"alpha": 0.5})),
     "nashmtl": (nashmtl, ({"max_norm": 1.0}, {"max_norm": 0.0})),
     "mgda": (mgda, ({},)),
     "cagrad": (cagrad, ({"c": 0.5, "rescale": 0},)),
     "upgrad": (upgrad, ({},)),
+    "imtlg": (imtlg, ({},)),
+    "config": (config, ({},)),
+    "alignedmtl": (alignedmtl, ({"scale_mode": "min"}, {"scale_mode": "median"}, {"scale_mode": "rmse"})),
     "dualproj": (dualproj, ({},)),
 }
 

@@ -101,6 +101,14 @@ def sdmgrad(vector: Vector) -> None:
     crossed(vector, "sdmgrad", lam=options.pop("lambda"), **options)
 
 
+def alignedmtl(vector: Vector) -> None:
+    plain(vector, "alignedmtl", **vector["params"])
+
+
+def config(vector: Vector) -> None:
+    plain(vector, "config", **vector["params"])
+
+
 def approximate(vector: Vector, name: str) -> None:
     """Another's loose solver, within the atol that its vector has for it; the number of its iterations is nothing of ours."""
     plain(vector, name, **{key: value for key, value in vector["params"].items() if key != "optim_niter"})
@@ -126,6 +134,9 @@ def graddrop(vector: Vector) -> None:
 
 RUNNERS: dict[str, Callable[[Vector], None]] = {
     "sum": lambda vector: plain(vector, "sum"),
+    "aligned_mtl": alignedmtl,
+    "config": config,
+    "imtlg": lambda vector: plain(vector, "imtlg"),
     "mean": lambda vector: plain(vector, "mean"),
     "fairgrad": lambda vector: approximate(vector, "fairgrad"),
     "fairgrad_exact": lambda vector: plain(vector, "fairgrad", **vector["params"]),
@@ -147,6 +158,9 @@ RUNNERS: dict[str, Callable[[Vector], None]] = {
 COUNTS = {
     "graddrop": 6,
     "trimmed_mean": 6,
+    "aligned_mtl": 6,
+    "config": 6,
+    "imtlg": 6,
     "sum": 6,
     "mean": 6,
     "db_mtl_seq": 6,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib
+import sys
+import warnings
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,16 +17,7 @@ from gradsurgery.methods import Method, build, register
 from gradsurgery.methods import registry as room
 from gradsurgery.methods.registry import NO_STEP, Step
 
-
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    """What a test registers is gone after it."""
-    before = dict(room._SPECS)
-    yield
-    room._SPECS.clear()
-    room._SPECS.update(before)
-    room._DEFAULTS.clear()
-    room._cached.cache_clear()
+pytestmark = pytest.mark.usefixtures("own_registry")
 
 
 def test_every_spec_is_complete() -> None:
@@ -108,3 +102,85 @@ def test_build_shares_what_cannot_change() -> None:
     assert build(method) is method
     with pytest.raises(TypeError, match=r"options \['seed'\] cannot change the given Sum"):
         build(method, seed=1)
+
+
+# --- packages that bring methods --------------------------------------------------------------------------------------------------
+
+MODULE = '''
+from dataclasses import dataclass
+
+import gradsurgery as gs
+from gradsurgery.methods import Method, register
+
+known_while_imported = set(gs.methods())
+
+
+@register("{name}", family="scalarization", paper="none")
+@dataclass(frozen=True)
+class Twice(Method):
+    """w_t = 2."""
+
+    def weights(self, gram, step=None):
+        return gram.new_full((gram.shape[-1],), 2.0)
+'''
+
+
+def install(folder: Path, monkeypatch: pytest.MonkeyPatch, entries: dict[str, str], modules: dict[str, str]) -> None:
+    """A package that looks installed, with entry points and modules; nothing of it is imported yet."""
+    info = folder / "their_surgery-1.2.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-surgery\nVersion: 1.2\n")
+    lines = [f"{name} = {module}" for name, module in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[gradsurgery.methods]", *lines, ""]))
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.syspath_prepend(folder)
+    importlib.invalidate_caches()
+    monkeypatch.setattr(room._loading, "done", False)
+
+
+def test_an_installed_package_brings_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, {"twice": "their_twice"}, {"their_twice": MODULE.format(name="twice")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "their_twice" not in sys.modules, "nothing is imported before it is asked for"
+        assert gs.weights(torch.eye(2, dtype=torch.float64), "sum").tolist() == [1.0, 1.0]
+        assert "their_twice" not in sys.modules, "a name that is known needs no search"
+        assert gs.weights(torch.eye(2, dtype=torch.float64), "twice").tolist() == [2.0, 2.0]
+        assert "twice" in gs.methods()
+    assert "pcgrad" in sys.modules["their_twice"].known_while_imported
+
+
+def test_the_list_of_methods_has_those_of_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, monkeypatch, {"twice": "their_twice:Twice"}, {"their_twice": MODULE.format(name="twice")})
+    assert gs.methods()["twice"].summary == "w_t = 2."
+    assert gs.GradientAggregator("twice").method.spec is gs.methods()["twice"]
+
+
+BROKEN = {
+    "missing": ("no_such_module", None, r"ModuleNotFoundError: No module named 'no_such_module'"),
+    "failing": ("their_failing", "1 / 0", "ZeroDivisionError: division by zero"),
+    "silent": ("their_silent", "", "their_silent registers no method of this name"),
+    "taken": ("their_taken", MODULE.format(name="pcgrad"), "ValueError: name: a method 'pcgrad' is registered already"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_package_is_named_and_breaks_nothing_else(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, text, problem = BROKEN[name]
+    modules = {"their_twice": MODULE.format(name="twice")} | ({} if text is None else {module: text})
+    install(tmp_path, monkeypatch, {name: module, "twice": "their_twice"}, modules)
+    expected = rf"The method '{name}' of the package 'their-surgery' is left out \({module} in .*gradsurgery.methods.*: {problem}"
+    with pytest.warns(RuntimeWarning, match=expected) as caught:
+        found = gs.methods()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+    assert "twice" in found
+    assert "pcgrad" in found
+    assert name not in found
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert gs.methods() == found, "said once"
+    with pytest.raises(ValueError, match=rf"method: expected one of .*twice, found '{name}'"):
+        gs.weights(torch.eye(2, dtype=torch.float64), name)

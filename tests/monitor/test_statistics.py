@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import gradsurgery as gs
+from gradsurgery.methods import build
+from gradsurgery.monitor import Statistics
 
 
 def step(rows: torch.Tensor, **options: object) -> tuple[gs.GradientAggregator, torch.Tensor]:
@@ -47,6 +49,64 @@ def test_zero_and_infinite_gradients() -> None:
     surgery, out = step(torch.tensor([[1.0, 2.0], [float("inf"), 0.0]]))
     assert surgery.statistics().nonfinite
     assert out.isnan().all()
+
+
+OPPOSED = torch.tensor([[1.0, 2.0, 0.0], [-2.0, -4.0, 0.0], [0.0, 0.0, 1.0]])
+DEPENDENT = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize("method", ["imtlg", "config", "alignedmtl", "crmogm"])
+def test_status_of_a_solver(method: str) -> None:
+    """Rank and stationarity come through capture, groups of one and the transfer to the host, and into the scalars."""
+    for rows, rank, stationary in ((torch.eye(3), 3, False), (DEPENDENT, 2, False), (OPPOSED, 2, True)):
+        surgery = gs.GradientAggregator(method)
+        x = torch.zeros(3, requires_grad=True)
+        views = surgery.split(x * 1, 3)
+        torch.stack([(z * row).sum() for z, row in zip(views, rows, strict=True)]).sum().backward()
+        s = surgery.statistics()
+        assert s.status is not None
+        assert (s.status.converged, s.status.stationary, s.status.rank) == (True, stationary, rank)
+        assert 1 <= s.status.iterations <= 10
+        assert (s.scalars()["converged"], s.scalars()["stationary"]) == (1.0, float(stationary))
+        torch.testing.assert_close(s.weights @ rows.double(), x.grad.double())  # type: ignore[union-attr]
+
+
+def test_status_of_a_broken_step_and_of_an_absent_task() -> None:
+    surgery = gs.GradientAggregator("imtlg", tasks=["a", "b", "c"])
+    for rows, converged, rank in (
+        ([torch.ones(2), torch.tensor([float("nan"), 0.0]), torch.ones(2)], False, -1),
+        ([torch.tensor([1.0, 0.0]), None, torch.tensor([0.0, 2.0])], True, 2),
+    ):
+        x = torch.zeros(2, requires_grad=True)
+        views = surgery.split(x * 1)
+        torch.stack([(z * row).sum() for z, row in zip(views, rows, strict=True) if row is not None]).sum().backward()
+        status = surgery.statistics().status
+        assert status is not None
+        assert (status.converged, status.stationary, status.rank) == (converged, False, rank)
+        assert surgery.statistics().nonfinite is not converged
+
+
+@pytest.mark.parametrize("method", ["sum", "mean", "pcgrad", "constant"])
+def test_no_status_without_a_solver(method: str) -> None:
+    surgery = gs.GradientAggregator(method)
+    x = torch.zeros(3, requires_grad=True)
+    a, b = surgery.split(x * 1, 2)
+    (a.sum() - b.sum()).backward()
+    assert surgery.statistics().status is None
+    assert not {"converged", "stationary"} & set(surgery.statistics().scalars())
+
+
+def test_status_of_groups_is_the_worst() -> None:
+    grams = torch.stack([rows.double() @ rows.double().T for rows in (torch.eye(3), OPPOSED, DEPENDENT)])
+    solution = build("config").solve(grams)
+    s = Statistics(0, ("a", "b", "c"), (True, True, True), solution.gram, solution.weights, solution.status, ("x", "y", "z"))
+    assert s.status is not None
+    assert (s.status.converged, s.status.stationary, s.status.rank) == (True, True, 2)
+    grams[2, 0, 0] = torch.nan
+    solution = build("config").solve(grams)
+    s = Statistics(0, ("a", "b", "c"), (True, True, True), solution.gram, solution.weights, solution.status, ("x", "y", "z"))
+    assert s.status is not None
+    assert (s.status.converged, s.status.stationary, s.status.rank) == (False, True, -1)
 
 
 def test_history_is_bounded_and_counts_steps() -> None:

@@ -12,20 +12,28 @@ from torch import Tensor
 
 from ..reference import random_order
 from ..schema import LIBRARY
+from .alignedmtl import alignedmtl
+from .config import config
 from .fairgrad import fairgrad
 from .gradvac import gradvac
+from .imtlg import imtlg
 from .krum import krum
 from .modo import modo
 from .nashmtl import nashmtl
 from .problem import Problem, Report, Solver
+from .random_weights import random_weights
 from .sdmgrad import sdmgrad
 
 SOLVERS: dict[str, Solver] = {
+    "alignedmtl": alignedmtl,
+    "config": config,
     "fairgrad": fairgrad,
     "gradvac": gradvac,
+    "imtlg": imtlg,
     "krum": krum,
     "modo": modo,
     "nashmtl": nashmtl,
+    "random": random_weights,
     "sdmgrad": sdmgrad,
 }
 
@@ -61,6 +69,8 @@ def solve(
             None if given is None else given.cpu(),
             orders[g] if orders else None,
             None if states is None else states[g],
+            None if key is None else key.cpu(),
+            g,
         )
         w, report = run(problem)
         weights.append(w)

@@ -19,6 +19,8 @@ class Problem:
         given: a number a task, or None. [T]
         order: in which each task meets the others, or None. [T, T]
         state: the solver's memory between steps, updated in place, or None for a call without. float64
+        key: (seed, step) of random draws, or None. [2] int64
+        group: which of the groups this is.
     """
 
     gram: Tensor
@@ -26,6 +28,8 @@ class Problem:
     given: Tensor | None = None
     order: Tensor | None = None
     state: Tensor | None = None
+    key: Tensor | None = None
+    group: int = 0
 
     @property
     def tasks(self) -> int:

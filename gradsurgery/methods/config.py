@@ -1,0 +1,66 @@
+"""ConFIG: the direction with the same cosine with every task's gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from .preference import beside, check_count, checked_numbers
+from .registry import SolverMethod, Step, register
+
+_LENGTHS = ("projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric")  # csrc/weights/config.h
+
+
+@register(
+    "config",
+    family="gram",
+    paper="Liu et al., ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks, ICLR 2025 (arXiv:2408.11104)",
+    properties=(
+        "permutation_equivariant",
+        "linear_under_scaling",
+        "direction_invariant_to_row_scaling",
+        "zero_row_neutral",
+        "one_task_identity",
+        "duplicate_invariant_direction",
+    ),
+    degree=1.0,
+)
+@dataclass(frozen=True)
+class ConFIG(SolverMethod):
+    """w = (1ᵀKv / vᵀKv) v with v = D⁻¹ C⁺ pref, C = D⁻¹ K D⁻¹ the cosines: out has equal cosines with all g_t.
+
+    Its length is Σ ⟨g_t, out⟩ / ‖out‖. Without conflict while the gradients are linearly independent; where they are not
+    (eigenvalues of C up to some 1e-14; ``Statistics.status.rank`` tells), the cosines are as near to ``pref`` as can be, which
+    may leave some of them, and the length, negative, and where nothing is left w = 0. Tasks with a zero gradient drop out.
+
+    Options:
+        pref: the cosines' proportions, "ones" or a number a task. [T]
+        length: "projection", or instead that of the gradients: "minimum", "maximum", or their "harmonic", "arithmetic" or
+            "geometric" mean.
+    """
+
+    solver = "config"
+    pref: Literal["ones"] | Sequence[float] | Tensor = "ones"
+    length: Literal["projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric"] = "projection"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pref, str):
+            if self.pref != "ones":
+                raise ValueError(f"pref: expected 'ones' or one number a task, found {self.pref!r}.")
+        else:
+            object.__setattr__(self, "pref", checked_numbers(self.pref, "pref", -math.inf))
+        if self.length not in _LENGTHS:
+            raise ValueError(f"length: expected one of {', '.join(_LENGTHS)}, found {self.length!r}.")
+
+    def options(self, tasks: int, step: Step) -> list[float]:
+        return [float(_LENGTHS.index(self.length))]
+
+    def given(self, gram: Tensor, step: Step) -> Tensor | None:
+        if isinstance(self.pref, str):
+            return None
+        check_count(self.pref, "pref", gram.shape[-1])
+        return beside(gram, self.pref)  # type: ignore[arg-type]  # a tuple of numbers since __post_init__
