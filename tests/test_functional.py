@@ -9,9 +9,13 @@ import pytest
 import torch
 from methods.gradients import COORDINATEWISE, FEWEST, FROM_GRAM
 from oracles import coordinatewise, scalarization, spectral
+from oracles.cagrad import cagrad
+from oracles.dual_cone import dualproj, upgrad
 from oracles.fairgrad import fairgrad, nashmtl
 from oracles.gradvac import gradvac
 from oracles.krum import krum
+from oracles.mgda import mgda
+from oracles.pcd import pcd
 from oracles.pcgrad import pcgrad
 from oracles.random_weights import random
 from tolerances import DTYPES, assert_combined_close, assert_gram_close
@@ -25,17 +29,22 @@ METHODS = sorted({*FROM_GRAM, *COORDINATEWISE})
 SEED = 5
 ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
     "alignedmtl": spectral.alignedmtl,
+    "cagrad": cagrad,
     "config": spectral.config,
     "constant": scalarization.total,
     "crmogm": spectral.config,
+    "dualproj": dualproj,
     "imtlg": spectral.imtlg,
     "fairgrad": fairgrad,
     "gradvac": gradvac,
     "nashmtl": nashmtl,
     "krum": krum,
+    "mgda": mgda,
+    "pcd": pcd,
     "pcgrad": pcgrad,
     "random": lambda G: random(G, SEED),
     "sum": scalarization.total,
+    "upgrad": upgrad,
     "mean": scalarization.mean,
     "graddrop": lambda G: coordinatewise.by_coordinate(
         G, lambda x, k: coordinatewise.graddrop(x, coordinatewise.uniform(SEED, 0, k))

@@ -27,16 +27,21 @@ GS_HOST_DEVICE void multiply(const double* a, const double* x, double* y, int n,
 
 // A = L L^T in place, in the lower triangle of the first n rows of A [n, stride]. Returns n, or the first row whose pivot is at
 // most `tolerance` times its diagonal element: to rounding a combination of the rows before it; the factor of those stands.
+// The first `done` rows are those of L already.
 template <class Lanes>
-GS_HOST_DEVICE int cholesky(double* a, int n, int stride, double tolerance, Lanes lanes) {
+GS_HOST_DEVICE int cholesky(double* a, int n, int stride, double tolerance, Lanes lanes, int done = 0) {
   for (int k = 0; k < n; ++k) {
     double* const row = a + int64_t(k) * stride;
-    const double diagonal = row[k], pivot = diagonal - dot(row, row, k);
-    lanes.sync();  // every lane has read the diagonal element before it changes
-    if (!(pivot > tolerance * diagonal)) return k;
-    const double root = sqrt(pivot);
-    if (lanes.first()) row[k] = root;
-    for (int i = k + 1 + lanes.begin(); i < n; i += lanes.step()) {
+    double root = row[k];
+    if (k >= done) {
+      const double pivot = root - dot(row, row, k);
+      const bool dependent = !(pivot > tolerance * root);
+      lanes.sync();  // every lane has read the diagonal element before it changes
+      if (dependent) return k;
+      root = sqrt(pivot);
+      if (lanes.first()) row[k] = root;
+    }
+    for (int i = (k < done ? done : k + 1) + lanes.begin(); i < n; i += lanes.step()) {
       double* const below = a + int64_t(i) * stride;
       below[k] = (below[k] - dot(below, row, k)) / root;
     }

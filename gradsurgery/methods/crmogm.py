@@ -94,6 +94,7 @@ class CRMOGM(Method):
         check_gram(gram)
         inner_state = {name.removeprefix(_PREFIX): tensor for name, tensor in step.state.items() if name.startswith(_PREFIX)}
         found = self._inner.solve(gram, step._replace(state=inner_state))
+        assert found.weights is not None
         return found._replace(weights=self._smoothed(found.weights, step))
 
     def _smoothed(self, w: Tensor, step: Step) -> Tensor:

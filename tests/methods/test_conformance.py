@@ -109,6 +109,30 @@ def config(vector: Vector) -> None:
     plain(vector, "config", **vector["params"])
 
 
+def mgda(vector: Vector) -> None:
+    """The parameters are those of Frank-Wolfe, which comes near the minimum."""
+    assert set(vector["params"]) <= {"epsilon", "max_iters"}
+    plain(vector, "mgda")
+
+
+def mgda_gn(vector: Vector) -> None:
+    """The weights there are those of the normalised gradients, w_i γ_i here."""
+    gn, losses = vector["params"]["gn"], torch.tensor(vector["losses"], dtype=torch.float64)
+    G = torch.tensor(vector["G"], dtype=torch.float64)
+    assert meet(aggregate(vector, "mgda", gn=gn, losses=losses), vector["expected_out"], vector["atol"])
+    gamma = torch.ones(len(G), dtype=torch.float64)
+    if gn in ("l2", "loss+"):
+        gamma = gamma * G.norm(dim=1)
+    if gn in ("loss", "loss+"):
+        gamma = gamma * losses
+    assert meet(gs.weights(gs.gram(G), "mgda", gn=gn, losses=losses) * gamma, vector["exact_simplex_w"], 1e-9)
+
+
+def cagrad(vector: Vector) -> None:
+    """norm_eps only matters where the best combination vanishes."""
+    plain(vector, "cagrad", **{name: value for name, value in vector["params"].items() if name != "norm_eps"})
+
+
 def approximate(vector: Vector, name: str) -> None:
     """Another's loose solver, within the atol that its vector has for it; the number of its iterations is nothing of ours."""
     plain(vector, name, **{key: value for key, value in vector["params"].items() if key != "optim_niter"})
@@ -146,6 +170,14 @@ RUNNERS: dict[str, Callable[[Vector], None]] = {
     "graddrop": graddrop,
     "trimmed_mean": lambda vector: plain(vector, "trimmed_mean", **vector["params"]),
     "krum": lambda vector: plain(vector, "krum", **vector["params"]),
+    "mgda": mgda,
+    "mgda_exact": mgda,
+    "mgda_gn": mgda_gn,
+    "upgrad": lambda vector: plain(vector, "upgrad", **vector["params"]),
+    "dualproj": lambda vector: plain(vector, "dualproj", **vector["params"]),
+    "cagrad": cagrad,
+    "cagrad_exact": cagrad,
+    "pcd": lambda vector: plain(vector, "pcd", **vector["params"]),
     "pcgrad": pcgrad,
     "pcgrad_set": pcgrad_set,
     "pcgrad_include_self": pcgrad_include_self,
@@ -156,27 +188,35 @@ RUNNERS: dict[str, Callable[[Vector], None]] = {
     "modo_w": lambda vector: crossed(vector, "modo", **vector["params"]),
 }
 COUNTS = {
-    "graddrop": 6,
-    "trimmed_mean": 6,
     "aligned_mtl": 6,
+    "cagrad": 6,
+    "cagrad_exact": 10,
     "config": 6,
-    "imtlg": 6,
-    "sum": 6,
-    "mean": 6,
     "db_mtl_seq": 6,
+    "dualproj": 6,
     "excess_mtl_seq": 6,
     "fairgrad": 6,
     "fairgrad_exact": 6,
+    "graddrop": 6,
     "gradvac_seq": 6,
+    "imtlg": 6,
     "krum": 6,
+    "mean": 6,
+    "mgda": 6,
+    "mgda_exact": 10,
+    "mgda_gn": 6,
     "moco_seq": 6,
     "modo_w": 6,
     "nash_exact": 10,
     "nashmtl": 6,
+    "pcd": 6,
     "pcgrad": 10,
-    "pcgrad_set": 10,
     "pcgrad_include_self": 6,
+    "pcgrad_set": 10,
     "sdmgrad_w": 6,
+    "sum": 6,
+    "trimmed_mean": 6,
+    "upgrad": 10,
 }
 CASES = [vector for vector in VECTORS if vector["method"] in RUNNERS and not vector["reference_unreliable"]]
 

@@ -13,28 +13,37 @@ from torch import Tensor
 from ..reference import random_order
 from ..schema import LIBRARY
 from .alignedmtl import alignedmtl
+from .cagrad import cagrad
 from .config import config
+from .dual_cone import dualproj, upgrad
 from .fairgrad import fairgrad
 from .gradvac import gradvac
 from .imtlg import imtlg
 from .krum import krum
+from .mgda import mgda
 from .modo import modo
 from .nashmtl import nashmtl
+from .pcd import pcd
 from .problem import Problem, Report, Solver
 from .random_weights import random_weights
 from .sdmgrad import sdmgrad
 
 SOLVERS: dict[str, Solver] = {
     "alignedmtl": alignedmtl,
+    "cagrad": cagrad,
     "config": config,
+    "dualproj": dualproj,
     "fairgrad": fairgrad,
     "gradvac": gradvac,
     "imtlg": imtlg,
     "krum": krum,
+    "mgda": mgda,
     "modo": modo,
     "nashmtl": nashmtl,
+    "pcd": pcd,
     "random": random_weights,
     "sdmgrad": sdmgrad,
+    "upgrad": upgrad,
 }
 
 
