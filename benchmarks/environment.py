@@ -18,7 +18,7 @@ import torch
 import gradsurgery as gs
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "torchvision", "torchjd", "gradsurgery")
+PACKAGES = ("torch", "torchvision", "torchjd", "cvxpy", "gradsurgery")
 
 
 def describe(device: torch.device, quick: bool) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def pcgrad(grads: Tensor, orders: Sequence[Sequence[int]]) -> Tensor:
     """
     total = torch.zeros(grads.shape[1], dtype=torch.float64, device=grads.device)
     for i, order in enumerate(orders):
-        projected = grads[i].double()
+        projected = grads[i].to(torch.float64, copy=True)
         for j in order:
             if j == i:
                 continue

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from compare import surgery_rows
 from environment import Disturbance, describe, slug
 from memory import memory_rows, step_memory_rows
 from results import FOLDER, Results, Row
+from solvers import TASKS, solver_rows
 from step import Batch, step_rows
 from timing import Effort
 
@@ -28,6 +29,8 @@ class Plan:
 
     cases: list[Case]
     effort: Effort
+    solver_tasks: Sequence[int]
+    solver_effort: Effort  # a few of the solvers that are compared take a second a round
     read_cases: list[Case]
     probe_bytes: int
     step_effort: Effort  # steps are long and the differences small: many rounds
@@ -39,6 +42,8 @@ class Plan:
 FULL = Plan(
     cases=grid(),
     effort=Effort(sample_s=1e-3, budget_s=2.0, rounds=(9, 300)),
+    solver_tasks=TASKS,
+    solver_effort=Effort(sample_s=1e-3, budget_s=0.5, rounds=(9, 300)),
     read_cases=[*(Case(tasks, 10_000_000) for tasks in (2, 4, 8)), Case(4, 30_000_000)],
     probe_bytes=400_000_000,
     step_effort=Effort(sample_s=0.0, budget_s=20.0, rounds=(60, 300)),
@@ -49,6 +54,8 @@ FULL = Plan(
 QUICK = Plan(
     cases=SMALL,
     effort=Effort(sample_s=2e-4, budget_s=0.1, rounds=(3, 20)),
+    solver_tasks=(2, 3),
+    solver_effort=Effort(sample_s=2e-4, budget_s=0.02, rounds=(2, 20)),
     read_cases=[Case(4, 100_000)],
     probe_bytes=4_000_000,
     step_effort=Effort(sample_s=0.0, budget_s=0.1, rounds=(3, 20)),
@@ -59,6 +66,7 @@ QUICK = Plan(
 
 PARTS: dict[str, Callable[[Plan, torch.device], list[Row]]] = {
     "surgery": lambda plan, device: surgery_rows(plan.cases, plan.effort, device, say=say),
+    "solvers": lambda plan, device: solver_rows(plan.solver_tasks, plan.solver_effort, device, say=say),
     "read": lambda plan, device: read_rows(plan.read_cases, plan.effort, device, plan.probe_bytes),
     "step": lambda plan, device: step_rows(plan.step_effort, device, plan.step_batch),
     "memory": lambda plan, device: memory_rows(plan.memory_cases, device) + step_memory_rows(device, plan.memory_batch),

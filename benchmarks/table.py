@@ -50,7 +50,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def render(results: Results) -> str:
     """One device's section."""
-    parts = [_heading(results), *_times(results), *_memory(results), *_facts(results)]
+    parts = [_heading(results), *_times(results), *_solvers(results), *_memory(results), *_facts(results)]
     return "\n".join(parts)
 
 
@@ -95,6 +95,32 @@ def _against(row: Row | None, mine: float) -> str:
     return "–" if row is None else f"{seconds(row['p50'])} ({digits(row['p50'] / mine)}×)"
 
 
+def _solvers(results: Results) -> list[str]:
+    mine = results.where("solver", provider=OURS)
+    if not mine:
+        return []
+    tasks = sorted({r["tasks"] for r in mine})
+    rows = []
+    for method in dict.fromkeys(r["method"] for r in mine):
+        cells = []
+        for T in tasks:
+            at = {r["provider"]: r for r in results.where("solver", method=method, tasks=T)}
+            cells.append(_solver(at[OURS], at["torchjd"]) if at else "–")
+        rows.append([f"`{method}`", *cells])
+    return [
+        "`gradsurgery.weights(K, method)` on K [T, T] in float64, each answer checked first by its method's conditions, to "
+        f"{max(r['error'] for r in mine):.0e} at worst. In brackets: how many times that TorchJD takes for the same K, and how far "
+        "at most its gradient is off, relative to its length. Of Nash-MTL and ConFIG it offers no weights: there it is given "
+        "gradients of 4T coordinates.",
+        "",
+        *table(["", *(f"T = {T}" for T in tasks)], rows),
+    ]
+
+
+def _solver(mine: Row, theirs: Row) -> str:
+    return f"{seconds(mine['p50'])} ({digits(theirs['p50'] / mine['p50'])}×, {theirs['error']:.0e})"
+
+
 def _memory(results: Results) -> list[str]:
     found = {(r["tasks"], r["numel"], r["dtype"]) for r in results.where("memory")}
     rows = []
@@ -124,6 +150,16 @@ def _facts(results: Results) -> list[str]:
             if r["name"] == "gram"
         )
         lines.append(f"- `gram` reads {share}; the machine's fastest plain read is {best['gb_per_s']:.1f} GB/s ({best['name']}).")
+    read = [r for r in results.where("solver", provider=OURS) if "read_p50" in r]
+    if read:
+        share = []
+        for T in sorted({r["tasks"] for r in read}):
+            slowest = max((r for r in read if r["tasks"] == T), key=lambda r: r["p50"] / r["read_p50"])
+            share.append(f"{slowest['p50'] / slowest['read_p50']:.0%} at T = {T} (`{slowest['method']}`)")
+        lines.append(
+            "- The slowest method's weights take, of the time in which `gram` reads T gradients of 10⁵ coordinates: "
+            f"{', '.join(share)}."
+        )
     largest = max((r["numel"] for r in results.where("surgery", tasks=4, dtype="float32")), default=0)
     errors = results.where("surgery", tasks=4, dtype="float32", numel=largest)
     if errors:

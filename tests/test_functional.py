@@ -32,7 +32,7 @@ ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
     "cagrad": cagrad,
     "config": spectral.config,
     "constant": scalarization.total,
-    "crmogm": spectral.config,
+    "crmogm": mgda,
     "dualproj": dualproj,
     "imtlg": spectral.imtlg,
     "fairgrad": fairgrad,

@@ -41,7 +41,7 @@ class CRMOGM(Method):
         initial_weights: w before the first step, so that it is smoothed, too; None: begin with ŵ. [T]
     """
 
-    inner: str | Method = "config"
+    inner: str | Method = "mgda"
     alpha: float = 0.9
     initial_weights: Sequence[float] | Tensor | None = None
 

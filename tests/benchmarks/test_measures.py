@@ -116,14 +116,14 @@ def test_files_are_named_after_device_and_day() -> None:
 
 @pytest.mark.slow
 def test_one_command_runs_everything(tmp_path: Path) -> None:
-    pytest.importorskip("torchjd")
-    pytest.importorskip("torchvision")
+    for package in ("torchjd", "cvxpy", "ecos", "torchvision"):
+        pytest.importorskip(package)
     out = tmp_path / "rows.json"
     command = [sys.executable, str(ROOT / "benchmarks/run.py"), "--quick", "--device", "cpu", "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=ONE_THREAD)
     results = Results.read(out)
     assert results.environment["quick"] is True
-    assert {row["kind"] for row in results.rows} == {"surgery", "read", "step", "memory", "step memory"}
+    assert {row["kind"] for row in results.rows} == {"surgery", "solver", "read", "step", "memory", "step memory"}
 
 
 @pytest.mark.slow

@@ -31,11 +31,22 @@ def surgery(provider: str, p50: float, tasks: int = 4, numel: int = 1_000_000) -
     return {**row, "p20": p50, "p50": p50, "p80": p50, "floor_gb_per_s": 18.0, "error": 1e-8, "conflicts": 0.5}
 
 
+def solver(provider: str, p50: float, error: float, tasks: int = 3, method: str = "mgda") -> dict[str, Any]:
+    row = {"kind": "solver", "method": method, "tasks": tasks, "provider": provider, "samples": 9, "error": error}
+    return {**row, "p20": p50, "p50": p50, "p80": p50, **({"read_p50": 20e-6} if tasks <= 8 else {})}
+
+
 ROWS: list[dict[str, Any]] = [
     surgery("gradsurgery", 2e-3),
     surgery("torchjd", 7e-3),
     surgery("explicit", 30e-3),
     {"kind": "left out", "provider": "gram", "tasks": 4, "numel": 1_000_000, "dtype": "float32", "reason": "a reason"},
+    solver("gradsurgery", 5e-6, 2e-16),
+    solver("torchjd", 100e-6, 3e-3),
+    solver("gradsurgery", 9e-6, 4e-15, tasks=16),
+    solver("torchjd", 3e-3, 0.2, tasks=16),
+    solver("gradsurgery", 6e-6, 1e-16, method="cagrad"),
+    solver("torchjd", 9e-3, 2e-5, method="cagrad"),
     {"kind": "read", "name": "torch.sum", "bytes": 4, "gb_per_s": 40.0},
     {"kind": "read", "name": "memchr", "bytes": 4, "gb_per_s": 50.0},
     {"kind": "read", "name": "gram", "tasks": 4, "numel": 10_000_000, "dtype": "float32", "bytes": 4, "gb_per_s": 45.0},
@@ -87,6 +98,11 @@ def test_table_stands_between_the_markers(folder: Path, readme: Path) -> None:
     )
     assert "`gram` reads 45.0 GB/s (90%) at T = 4, N = 10⁷; the machine's fastest plain read is 50.0 GB/s (memchr)." in text
     assert "at T = 4, N = 10⁶, float32: gradsurgery 1e-08, TorchJD 1e-08, explicit, in place 1e-08." in text
+    assert "|  | T = 3 | T = 16 |" in text
+    assert "| `mgda` | 5.00 µs (20.0×, 3e-03) | 9.00 µs (333×, 2e-01) |" in text
+    assert "| `cagrad` | 6.00 µs (1500×, 2e-05) | – |" in text
+    assert "to 4e-15 at worst" in text
+    assert "of the time in which `gram` reads T gradients of 10⁵ coordinates: 30% at T = 3 (`cagrad`)." in text
     assert "takes 100 ms with the summed loss; `split` 1.025× of that." in text
     assert "| 4 | 10⁶ | 4 MB | 4 MB, 0.0 MB | – | – | – |" in text
     assert "`plain` 400 MB" in text

@@ -55,7 +55,7 @@ OPPOSED = torch.tensor([[1.0, 2.0, 0.0], [-2.0, -4.0, 0.0], [0.0, 0.0, 1.0]])
 DEPENDENT = torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0], [0.0, 0.0, 1.0]])
 
 
-@pytest.mark.parametrize("method", ["imtlg", "config", "alignedmtl", "crmogm"])
+@pytest.mark.parametrize("method", ["imtlg", "config", "alignedmtl"])
 def test_status_of_a_solver(method: str) -> None:
     """Rank and stationarity come through capture, groups of one and the transfer to the host, and into the scalars."""
     for rows, rank, stationary in ((torch.eye(3), 3, False), (DEPENDENT, 2, False), (OPPOSED, 2, True)):
