@@ -16,8 +16,10 @@ from gradsurgery import ops
 from gradsurgery.capture.detach import Detached
 from gradsurgery.capture.features import Features, passes_through
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.capture.grouping import GroupBy, group_labels
 from gradsurgery.capture.losses import scalar_loss
 from gradsurgery.capture.split import split
+from gradsurgery.capture.tasks import TaskNames
 from gradsurgery.functional import Gradient, Gradients, checked_targets, second_batch
 from gradsurgery.methods import Method, Solution, Step, build
 from gradsurgery.monitor import Statistics
@@ -50,6 +52,10 @@ class GradientAggregator(nn.Module):
     Args:
         method: a name of ``gradsurgery.methods()``, or a built method; the method's options follow as keywords.
         tasks: the tasks' names, or their number. Without it tasks are numbered, or named as they first appear.
+        group_by: surgery of its own for each group of the features' tensors: "tensor", "layer" (those whose names differ in the
+            last component alone), or a function from a tensor's name to its group. Names are key paths such as ``['p3']``, and
+            positions such as ``[0]`` in ``aggregate``. None: one surgery on all of them. Surgery by group is another algorithm than
+            surgery on the whole (but for methods that treat every coordinate by itself); weights and K are then [G, T], [G, T, T].
         history: how many past steps ``history`` keeps (two small tensors each).
 
     Raises:
@@ -61,19 +67,23 @@ class GradientAggregator(nn.Module):
         method: str | Method = "pcgrad",
         *,
         tasks: Sequence[str] | int | None = None,
+        group_by: GroupBy | None = None,
         history: int = 1024,
         **options: Any,
     ) -> None:
         super().__init__()
         self.method = build(method, **options)
-        self._declared = tasks is not None
-        self._tasks: list[str] = [] if tasks is None else _names(tasks)
+        self._names = TaskNames(tasks)
+        self._group_by = group_by
+        if group_by is not None:
+            group_labels((), group_by)  # refuses what is no grouping
         self._step = 0
         self._history: deque[Statistics] = deque(maxlen=_positive("history", history))
         self._detached: Detached | None = None
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
         self._losses: dict[str, Tensor] = {}
-        self._state_tasks = 0  # for how many tasks the method's memory has room
+        self._state_tasks = 0  # for how many tasks the method's memory has room,
+        self._state_groups: tuple[str, ...] = ()  # and of which groups
         self._positions: list[int] | None = None  # of the gradients that a method keeps buffers for
         for name, tensor in self.method.initial_state().items():
             self.register_buffer(name, tensor)
@@ -94,10 +104,11 @@ class GradientAggregator(nn.Module):
             ValueError: features without grad, an unknown or repeated name, no task, or a number that contradicts the names.
             TypeError: features without a tensor.
         """
-        names = self._present_names(tasks)
+        names = self._names.present(tasks)
         if passes_through(self.training):
             return (features,) * len(names)
-        return split(Features.of(features, "split"), len(names), lambda grads: self._surgery(grads, names))
+        taken = Features.of(features, "split")
+        return split(taken, len(names), lambda grads: self._surgery(grads, names, lambda: taken.paths))
 
     # --- form B -------------------------------------------------------------------------------------------------------------
 
@@ -129,7 +140,7 @@ class GradientAggregator(nn.Module):
             ValueError: a name that was not declared.
             RuntimeError: there are no detached features.
         """
-        self._index(name)
+        self._names.index(name)
         if passes_through(self.training):
             yield
             return
@@ -151,7 +162,7 @@ class GradientAggregator(nn.Module):
         names, rows = self._captured(detached)
         self._detached = None
         tensors = detached.features.tensors
-        combined = self._surgery(TaskGradients([g for row in rows for g in row], len(rows)), names)
+        combined = self._surgery(TaskGradients([g for row in rows for g in row], len(rows)), names, lambda: detached.features.paths)
         detached.release()
         del rows  # the captured gradients, before the trunk's backward needs its memory
         reached = [(t, g) for t, g in zip(tensors, combined, strict=True) if g is not None]
@@ -178,20 +189,20 @@ class GradientAggregator(nn.Module):
                 "in `with surgery.task(name):`, or none."
             )
         if detached.named:
-            names = [name for name in self._tasks if name in detached.named]
+            names = [name for name in self._names.known if name in detached.named]
             return names, [detached.named[name] for name in names]
         rows = list(detached.unnamed.values())
         if not rows:
             raise RuntimeError(
                 "backward: no head's backward reached the detached features. Call .backward() on each task's loss first."
             )
-        if self._declared and len(rows) != len(self._tasks):
+        if self._names.declared and len(rows) != len(self._names):
             raise RuntimeError(
-                f"backward: {len(rows)} backward passes reached the features, and {len(self._tasks)} tasks are declared "
-                f"({', '.join(self._tasks)}). Call backward() on each task's loss rather than on their sum; where tasks may be "
+                f"backward: {len(rows)} backward passes reached the features, and {len(self._names)} tasks are declared "
+                f"({self._names}). Call backward() on each task's loss rather than on their sum; where tasks may be "
                 "absent, wrap each in `with surgery.task(name):`."
             )
-        return self._present_names(len(rows)), rows
+        return self._names.present(len(rows)), rows
 
     # --- explicit gradients -------------------------------------------------------------------------------------------------
 
@@ -220,15 +231,14 @@ class GradientAggregator(nn.Module):
         given = TaskGradients.of(grads)
         second = None if against is None else second_batch(given, against)
         targets = None if out is None else checked_targets(given, out)
-        if self._declared and given.tasks != len(self._tasks):
+        if self._names.declared and given.tasks != len(self._names):
             raise ValueError(
-                f"grads: expected {len(self._tasks)} tasks ({', '.join(self._tasks)}), found {given.tasks}; "
-                "give None for an absent one."
+                f"grads: expected {len(self._names)} tasks ({self._names}), found {given.tasks}; give None for an absent one."
             )
-        names = self._present_names(given.tasks)
+        names = self._names.present(given.tasks)
         if losses is not None:
             self.observe(losses.unbind() if isinstance(losses, Tensor) else losses)
-        result = self._surgery(given, names, targets, second)
+        result = self._surgery(given, names, lambda: [f"[{p}]" for p in range(given.pieces)], targets, second)
         return (result[0] if given.single else result) if out is None else out  # type: ignore[return-value]
 
     # --- one step -----------------------------------------------------------------------------------------------------------
@@ -238,6 +248,7 @@ class GradientAggregator(nn.Module):
         self,
         given: TaskGradients,
         names: Sequence[str],
+        paths: Callable[[], Sequence[str]],
         targets: Sequence[Tensor] | None = None,
         against: TaskGradients | None = None,
     ) -> list[Tensor | None]:
@@ -246,6 +257,7 @@ class GradientAggregator(nn.Module):
         Args:
             given: the gradients of the tasks ``names``.
             names: of the tasks of this step.
+            paths: gives the names of the positions. [P]
             targets: where to write; without them the results are new, and None where no task has a gradient. [P]
             against: of a second batch, at the positions that ``given`` reaches.
         """
@@ -256,28 +268,40 @@ class GradientAggregator(nn.Module):
                 targets[p].zero_()
         if not reached:
             return result
-        rows = {self._index(name): t for t, name in enumerate(names)}
-        places = [rows.get(i) for i in range(len(self._tasks))]
+        groups, group_names = self._grouped(paths)
+        if groups:  # those that no task reaches keep their place
+            reached = list(range(given.pieces))
+        rows = {self._names.index(name): t for t, name in enumerate(names)}
+        places = [rows.get(i) for i in range(len(self._names))]
         whole = given.stacked and places == list(range(given.tasks))
         grads = given if whole else given.at(reached, places)
         second = against if against is None or whole else against.at(range(against.pieces), places)
         ops.warn_if_reference(grads.device)
         out = grads.empty() if targets is None else [targets[p] for p in reached]
-        step = Step(self._state(grads, reached), grads.present, self._told_losses(grads), second)
-        solution = self.method.surgery_(out, grads, step)
+        step = Step(self._state(grads, reached, group_names), grads.present, self._told_losses(grads), second)
+        solution = self.method.surgery_(out, grads, step, groups)
         self._losses = {}
-        self._record(solution, grads.present)
+        self._record(solution, grads.present, group_names)
         for p, tensor in zip(reached, out, strict=True):
-            result[p] = tensor
+            if targets is not None or given.shape(p) is not None:
+                result[p] = tensor
         return result
 
-    def _record(self, solution: Solution, present: tuple[bool, ...]) -> None:
-        step = Statistics(self._step, tuple(self._tasks), present, solution.gram, solution.weights, solution.status)
+    def _grouped(self, paths: Callable[[], Sequence[str]]) -> tuple[list[int], tuple[str, ...]]:
+        """The group of each position and the groups' names; both empty for one surgery on all."""
+        if self._group_by is None or self.method.spec.family == "coordinatewise":
+            return [], ()
+        groups, names = group_labels(paths(), self._group_by)
+        return groups, tuple(names)
+
+    def _record(self, solution: Solution, present: tuple[bool, ...], groups: tuple[str, ...]) -> None:
+        tasks = tuple(self._names.known)
+        step = Statistics(self._step, tasks, present, solution.gram, solution.weights, solution.status, groups)
         self._history.append(step)
         self._step += 1
         for hook in list(self._step_hooks.values()):
             assert solution.gram is not None  # or there would be no hook
-            hook(step, solution.gram)
+            hook(step, solution.gram.sum(0) if groups else solution.gram)
 
     def register_step_hook(self, hook: StepHook) -> RemovableHandle:
         """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here.
@@ -300,12 +324,12 @@ class GradientAggregator(nn.Module):
     @property
     def declared(self) -> bool:
         """Whether the tasks were given to the constructor."""
-        return self._declared
+        return self._names.declared
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks known so far."""
-        return tuple(self._tasks)
+        return tuple(self._names.known)
 
     @property
     def weights(self) -> Tensor | None:
@@ -330,41 +354,6 @@ class GradientAggregator(nn.Module):
         """The last steps, oldest first."""
         return list(self._history)
 
-    # --- names --------------------------------------------------------------------------------------------------------------
-
-    def _present_names(self, tasks: Sequence[str] | int | None) -> list[str]:
-        if tasks is None:
-            if not self._tasks:
-                raise ValueError("tasks: expected a number or names, as none were declared: GradientAggregator(..., tasks=...).")
-            return list(self._tasks)
-        if isinstance(tasks, int):
-            if self._declared and tasks != len(self._tasks):
-                raise ValueError(
-                    f"tasks: expected {len(self._tasks)} ({', '.join(self._tasks)}), found {tasks}. Name the tasks present instead."
-                )
-            names = _names(tasks)
-            if self._tasks[: len(names)] != names[: len(self._tasks)]:
-                names = self._by_number(tasks)
-        else:
-            names = _names(tasks)
-        for name in names:
-            self._index(name)
-        return names
-
-    def _by_number(self, tasks: int) -> list[str]:
-        """All names, where a number is given and the tasks have names."""
-        if tasks != len(self._tasks):
-            raise ValueError(f"tasks: expected names, as {', '.join(self._tasks)} are known by name; found the number {tasks}.")
-        return list(self._tasks)
-
-    def _index(self, name: str) -> int:
-        """Position of a task; undeclared tasks are numbered as they appear."""
-        if name not in self._tasks:
-            if self._declared:
-                raise ValueError(f"tasks: expected one of {', '.join(self._tasks)}, found {name!r}.")
-            self._tasks.append(name)
-        return self._tasks.index(name)
-
     # --- losses, for methods that ask for them ------------------------------------------------------------------------------
 
     def observe(self, losses: L) -> L:
@@ -382,13 +371,13 @@ class GradientAggregator(nn.Module):
             by_name: dict[str, Tensor | None] = dict(losses)
         else:
             given: list[Tensor | None] = list(losses)
-            names = self._present_names(None if self._tasks else len(given))
+            names = self._names.present(None if self._names.known else len(given))
             if len(given) != len(names):
                 raise ValueError(f"losses: expected {len(names)} ({', '.join(names)}), found {len(given)}.")
             by_name = dict(zip(names, given, strict=True))
         told = {name: scalar_loss(loss, f"losses[{name!r}]") for name, loss in by_name.items() if loss is not None}
         for name in told:
-            self._index(name)
+            self._names.index(name)
         self._losses = told
         return losses
 
@@ -397,15 +386,17 @@ class GradientAggregator(nn.Module):
         if not self._losses:
             return None
         if "losses" in self.method.spec.needs:
-            missing = [name for name, here in zip(self._tasks, grads.present, strict=True) if here and name not in self._losses]
+            missing = [
+                name for name, here in zip(self._names.known, grads.present, strict=True) if here and name not in self._losses
+            ]
             if missing:
                 raise ValueError(f"losses: expected one of every task with a gradient, found none of {', '.join(missing)}.")
         absent = torch.full((), torch.nan, dtype=torch.float64)
-        return torch.stack([self._losses.get(name, absent).to(grads.device) for name in self._tasks])
+        return torch.stack([self._losses.get(name, absent).to(grads.device) for name in self._names.known])
 
     # --- state --------------------------------------------------------------------------------------------------------------
 
-    def _state(self, grads: TaskGradients, reached: list[int]) -> dict[str, Tensor]:
+    def _state(self, grads: TaskGradients, reached: list[int], groups: tuple[str, ...]) -> dict[str, Tensor]:
         """The method's memory, on the gradients' device, with room for all tasks."""
         if self._state_tasks:
             self.method.check_fits(dict(self.named_buffers(recurse=False)), grads)
@@ -416,13 +407,18 @@ class GradientAggregator(nn.Module):
                     f"method {self.method.spec.name!r} keeps buffers; found them at {reached}."
                 )
             self._positions = reached
+        if self._state_tasks and self._state_groups != groups and self.method.task_state(grads, max(len(groups), 1)):
+            raise ValueError(
+                f"group_by: expected the groups {list(self._state_groups)} of earlier steps, for which method "
+                f"{self.method.spec.name!r} keeps memory; found {list(groups)}."
+            )
         if self._state_tasks != grads.tasks:
-            for name, fresh in self.method.task_state(grads).items():
+            for name, fresh in self.method.task_state(grads, max(len(groups), 1)).items():
                 known = self._buffers.get(name)
                 if known is not None:
                     fresh[tuple(slice(size) for size in known.shape)] = known.to(fresh.device)
                 self.register_buffer(name, fresh)
-            self._state_tasks = grads.tasks
+            self._state_tasks, self._state_groups = grads.tasks, groups
         state = dict(self.named_buffers(recurse=False))
         for name, tensor in state.items():
             if tensor.device != grads.device:  # a module that was never moved beside the model
@@ -456,9 +452,10 @@ class GradientAggregator(nn.Module):
         """What ``state_dict`` holds beside the method's tensors."""
         return {
             "method": self.method.spec.name,
-            "tasks": list(self._tasks),
+            "tasks": list(self._names.known),
             "step": self._step,
             "state_tasks": self._state_tasks,
+            "state_groups": list(self._state_groups),
             "positions": self._positions,
         }
 
@@ -470,11 +467,10 @@ class GradientAggregator(nn.Module):
         """
         if state["method"] != self.method.spec.name:
             raise ValueError(f"state_dict: expected the state of {self.method.spec.name!r}, found one of {state['method']!r}.")
-        if self._declared and list(state["tasks"]) != self._tasks:
-            raise ValueError(f"state_dict: expected the tasks {self._tasks}, found {state['tasks']}.")
-        self._tasks = list(state["tasks"])
+        self._names.restore(state["tasks"])
         self._step = int(state["step"])
         self._state_tasks = int(state["state_tasks"])
+        self._state_groups = tuple(state["state_groups"])
         self._positions = state["positions"]
         self._history.clear()
 
@@ -484,24 +480,11 @@ class GradientAggregator(nn.Module):
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""
-        return f"{self.method}, tasks={list(self._tasks)}"
+        return f"{self.method}, tasks={list(self._names.known)}"
 
     def forward(self, features: Any, tasks: Sequence[str] | int | None = None) -> tuple[Any, ...]:
         """``split``, so that the aggregator can stand in a model like any module."""
         return self.split(features, tasks)
-
-
-def _names(tasks: Sequence[str] | int) -> list[str]:
-    if isinstance(tasks, bool) or not isinstance(tasks, (int, Sequence)) or isinstance(tasks, str):
-        raise TypeError(f"tasks: expected a number or a sequence of names, found {tasks!r}.")
-    names = [str(t) for t in range(tasks)] if isinstance(tasks, int) else list(tasks)
-    if not names:
-        raise ValueError(f"tasks: expected at least one task, found {tasks!r} (T=0).")
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError(f"tasks: expected names to be strings, found {names}.")
-    if len(set(names)) < len(names):
-        raise ValueError(f"tasks: expected different names, found {names}.")
-    return names
 
 
 def _positive(name: str, value: int) -> int:

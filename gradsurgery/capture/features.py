@@ -58,6 +58,14 @@ class Features:
             )
         return cls(leaves, structure, tensors, places)
 
+    @property
+    def paths(self) -> list[str]:
+        """The key paths of ``tensors``, where each stands first; "features" for a tensor by itself. [P]"""
+        tree = pytree.tree_unflatten(self.leaves, self.structure)
+        paths = [pytree.keystr(path) or "features" for path, _ in pytree.tree_flatten_with_path(tree)[0]]
+        first = {p: paths[k] for k, p in reversed(self.places.items())}
+        return [first[p] for p in range(len(self.tensors))]
+
     def rebuild(self, tensors: Sequence[Tensor]) -> Any:
         """The pytree with ``tensors`` [P] in the places of its own."""
         leaves = list(self.leaves)

@@ -81,11 +81,13 @@ class TaskGradients:
         return TaskGradients([None if t is None else row[t] for t in tasks for row in rows], len(tasks), single=self.single)
 
     def empty(self) -> list[Tensor]:
-        """New tensors shaped and laid out like one task's gradient. [P]"""
-        P = self.pieces
+        """New tensors shaped and laid out like one task's gradient; without elements where no task has one. [P]"""
         if self.stacked:
             return [torch.empty_like(g[0]) for g in self.entries if g is not None]
-        return [empty_like_any(self.entries[p::P]) for p in range(P)]
+        columns = [self.rows(p) for p in range(self.pieces)]
+        return [
+            torch.empty(0, device=self.device) if all(g is None for g in column) else empty_like_any(column) for column in columns
+        ]
 
     @classmethod
     def of(cls, grads: Tensor | Sequence[GradientLike], name: str = "grads") -> TaskGradients:
