@@ -107,7 +107,7 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Seque
     w = weights.to(torch.float64).contiguous()
     if out is None:
         groups_reached = None if of_piece is None else [of_piece[p] for p in given.reached()]
-        return _filled(given, lambda present: ops.combine(present.entries, w, present.stacked, groups_reached))
+        return _filled(given, lambda present: ops.combine(present.entries, w, present.stacked, groups_reached), given.reached())
     targets = checked_targets(given, out)
     with torch.no_grad():
         ops.combine_(targets, given.entries, w, given.stacked, groups=of_piece)
@@ -121,6 +121,7 @@ def aggregate(
     out: Any = None,
     losses: LossesLike | None = None,
     against: Gradients | None = None,
+    groups: Sequence[Hashable] | None = None,
     **options: Any,
 ) -> Gradient:
     """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads (coordinate-wise methods: one) and no copy.
@@ -134,6 +135,7 @@ def aggregate(
         out: where to write, of one task's form; may be one of the gradients.
         losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence, None for an absent task.
         against: the gradients of a second batch, of the form of ``grads``, for methods that multiply two batches' gradients.
+        groups: as for ``gram``: surgery of its own on the tensors of each label.
 
     Returns:
         The gradient, of one task's form; ``out`` where given. Not differentiable.
@@ -142,7 +144,7 @@ def aggregate(
         TypeError, ValueError: as for ``gram`` and ``combine``; an unknown method or option.
     """
     chosen = build(method, **options)
-    if isinstance(grads, Tensor):
+    if isinstance(grads, Tensor) and groups is None:
         if out is None:
             check_matrix(grads)
             out = torch.empty_like(grads[0], requires_grad=False)
@@ -152,22 +154,25 @@ def aggregate(
     ops.warn_if_reference(given.device)
     second = None if against is None else second_batch(given, against)
     step = Step(present=given.present, losses=losses_tensor(losses, given.tasks, given.device), against=second)
+    # With groups all positions stay, so that a group's number, by which it draws at random, does not depend on what is reached.
+    of_piece = [] if groups is None else group_indices(groups, given.pieces)
+    reached = list(range(given.pieces)) if of_piece else given.reached()
     with torch.no_grad():
         if out is not None:
-            targets, reached = checked_targets(given, out), given.reached()
+            targets = checked_targets(given, out)
             if len(reached) < given.pieces:
                 for p in set(range(given.pieces)) - set(reached):
                     targets[p].zero_()
                 targets, given = [targets[p] for p in reached], given.at(reached, range(given.tasks))
-            chosen.surgery_(targets, given, step)
+            chosen.surgery_(targets, given, step, of_piece)
             return out  # type: ignore[no-any-return]
 
         def surgery(present: TaskGradients) -> list[Tensor]:
             targets = present.empty()
-            chosen.surgery_(targets, present, step)
+            chosen.surgery_(targets, present, step, of_piece)
             return targets
 
-        return _filled(given, surgery)
+        return _filled(given, surgery, reached)
 
 
 def second_batch(given: TaskGradients, against: Gradients) -> TaskGradients:
@@ -183,15 +188,15 @@ def second_batch(given: TaskGradients, against: Gradients) -> TaskGradients:
     return second if given.stacked and second.stacked else second.at(given.reached(), range(given.tasks))
 
 
-def _filled(given: TaskGradients, run: Callable[[TaskGradients], list[Tensor]]) -> Gradient:
-    """Runs on the positions where some task has a gradient; the others stay None."""
+def _filled(given: TaskGradients, run: Callable[[TaskGradients], list[Tensor]], positions: Sequence[int]) -> Gradient:
+    """Runs on the gradients at some positions; where no task has a gradient the result is None."""
     if given.stacked:
         return run(given)[0]
-    reached = given.reached()
-    present = given if len(reached) == given.pieces else given.at(reached, range(given.tasks))
+    present = given if len(positions) == given.pieces else given.at(positions, range(given.tasks))
     result: list[Tensor | None] = [None] * given.pieces
-    for p, tensor in zip(reached, run(present), strict=True):
-        result[p] = tensor
+    for p, tensor in zip(positions, run(present), strict=True):
+        if given.shape(p) is not None:
+            result[p] = tensor
     return result[0] if given.single else result  # type: ignore[return-value]  # a single piece is never empty
 
 

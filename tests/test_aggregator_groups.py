@@ -72,6 +72,23 @@ def test_each_group_by_itself(by: Any, form: Any) -> None:
                 torch.testing.assert_close(leaves(features)[p].grad, expected)
 
 
+@pytest.mark.parametrize("method", GROUPED)
+def test_the_function_is_a_first_step(method: str) -> None:
+    rows = directions()
+    for gaps in (rows, [[None, *row[1:]] for row in rows]):
+        expected = gs.GradientAggregator(method, group_by=lambda path: path == "[1]", **options(method)).aggregate(gaps)
+        out = gs.aggregate(gaps, method, groups=["a", "b", "a"], **options(method))
+        targets = [torch.empty_like(x) for x in rows[0]]
+        gs.aggregate(gaps, method, groups=["a", "b", "a"], out=targets, **options(method))
+        for one, other, target in zip(expected, out, targets, strict=True):
+            assert (one is None) == (other is None)
+            if one is None or other is None:
+                assert not target.any()
+            else:
+                assert torch.equal(one, other)
+                assert torch.equal(one, target)
+
+
 def test_a_function_names_the_groups() -> None:
     heard: list[str] = []
 
