@@ -17,7 +17,11 @@ from harness.problem import Problem
 def make_surgery(problem: Problem, arguments: argparse.Namespace) -> gs.GradientAggregator:
     """The aggregator that --method and --method-option name."""
     try:
-        return gs.GradientAggregator(arguments.method, tasks=problem.tasks, **dict(arguments.method_option))
+        known = {"diagnostics": True} if "diagnostics" in gs.methods()[arguments.method].options else {}  # the log shows K
+        surgery = gs.GradientAggregator(arguments.method, tasks=problem.tasks, **known | dict(arguments.method_option))
+        # Some methods want more tasks than there are; they say so here, and not in the first step.
+        gs.aggregate(torch.eye(len(problem.tasks)), surgery.method, losses=[1.0] * len(problem.tasks))
+        return surgery
     except (TypeError, ValueError) as error:
         raise RunError(f"--method {arguments.method}: {error}") from error
 
@@ -80,6 +84,7 @@ class SurgicalStep:
                 if (loss := self.problem.loss(task, view, batch)) is not None:
                     losses[task] = loss
         if losses:
+            self.surgery.observe(losses)
             total = torch.stack(list(losses.values())).sum() if self.balancer is None else self.balancer(losses)
             self.precision.scaler.scale(total).backward()
         return losses
@@ -97,6 +102,7 @@ class SurgicalStep:
             for task, term in self.balancer.weighted(losses).items():
                 self._propagate(task, term)
         if losses:
+            self.surgery.observe(losses)
             self.surgery.backward()
         else:
             self.surgery.reset()

@@ -9,6 +9,7 @@ from harness.arguments import BALANCERS
 from harness.errors import RunError
 from harness.step import SurgicalStep
 from harness.training import Training
+from methods.gradients import FEWEST
 from torch import Tensor
 
 import gradsurgery as gs
@@ -40,6 +41,25 @@ def test_both_forms_leave_the_same_gradients(toy: Any, start: Callable[..., Trai
         assert one.grad is not None
         assert other.grad is not None
         torch.testing.assert_close(one.grad, other.grad)
+
+
+@pytest.mark.parametrize("form", ["split", "detach"])
+@pytest.mark.parametrize("method", sorted(gs.methods()))
+def test_every_method_trains_or_says_what_it_wants(toy: Any, start: Callable[..., Training], method: str, form: str) -> None:
+    problem = toy()
+    if method in FEWEST:
+        with pytest.raises(RunError, match=rf"--method {method}: .*2"):
+            start(problem, "--method", method)
+        return
+    training = start(problem, "--form", form, "--method", method)
+    before = [parameter.clone() for parameter in problem.model.parameters()]
+    for _ in range(3):
+        result = training.update(BATCH)
+    assert {"norm/side", "norm/height", "conflicts"} <= set(training._measurements(result))
+    training.log.close()
+    after = list(problem.model.parameters())
+    assert all(bool(parameter.isfinite().all()) for parameter in after)
+    assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
 def test_sum_is_the_plain_gradient(toy: Any, start: Callable[..., Training]) -> None:
