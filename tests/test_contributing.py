@@ -157,7 +157,7 @@ print(readme.with_tables(pathlib.Path("README.md").read_text()))
 def test_a_file_and_a_line_are_seen_everywhere(copy: Path) -> None:
     table = run(copy, SEES_IT)
     assert "| `samelength` | w_t = (m / ‖g_t‖)^share, where m is the mean length" in table
-    assert "| `share=1.0` | an example |" in table
+    assert "| `share=1.0` | 1 | order does not matter | an example |" in table
 
 
 def test_the_solver_is_its_specification(copy: Path) -> None:

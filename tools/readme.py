@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -23,25 +25,55 @@ def command(name: str) -> str:
     return found.group(1)
 
 
+FAMILIES = {
+    "gram": "From the Gram matrix alone: K → w, two reads of the gradients.",
+    "scalarization": "Weights that the gradients do not decide.",
+    "cross": "From the products of two batches' gradients (`against=`); without a second batch, from K.",
+    "buffered": "With buffers of the gradients' size, updated in the pass that reads the gradients; one buffer a task.",
+    "coordinatewise": "Every coordinate by itself, in one read: no K, and no weights.",
+}
+PROMISES = {  # of a method's properties, those that choose between methods
+    "non_conflicting": "no task gets worse",
+    "direction_invariant_to_row_scaling": "lengths do not matter",
+    "linear_under_scaling": "linear in lengths",
+    "permutation_equivariant": "order does not matter",
+}
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}={default!r}`" for name, default in options.items()) or "–"
+
+
 def method_table() -> str:
-    """A row for every registered method."""
+    """A row for every registered method, by family."""
     import gradsurgery
 
-    lines = ["| method | weights | options | source |", "| --- | --- | --- | --- |"]
-    for spec in gradsurgery.methods().values():
-        options = ", ".join(f"`{name}={default!r}`" for name, default in spec.options.items()) or "–"
-        lines.append(f"| `{spec.name}` | {spec.summary} | {options} | {spec.paper} |")
-    return "\n".join(lines) + "\n"
+    lines: list[str] = []
+    for family, words in FAMILIES.items():
+        lines += [words, "", _row("method", "formula", "options", "degree", "promises", "source"), _row(*["---"] * 6)]
+        for spec in gradsurgery.methods().values():
+            if spec.family == family:
+                promises = ", ".join(said for name, said in PROMISES.items() if name in spec.properties) or "–"
+                needs = "".join(f", takes `{need}=`" for need in sorted(spec.needs))
+                degree = "–" if spec.degree is None else f"{spec.degree:g}"
+                lines.append(_row(f"`{spec.name}`{needs}", spec.summary, _options(spec.options), degree, promises, spec.paper))
+        lines.append("")
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def balancer_table() -> str:
     """A row for every registered balancer."""
     import gradsurgery
 
-    lines = ["| balancer | `--balancer` | loss | options | source |", "| --- | --- | --- | --- | --- |"]
-    for spec in gradsurgery.balancers().values():
-        options = ", ".join(f"`{name}={default!r}`" for name, default in spec.options.items()) or "–"
-        lines.append(f"| `{spec.cls.__name__}` | `{spec.name}` | {spec.summary} | {options} | {spec.paper} |")
+    lines = [_row("balancer", "`--balancer`", "loss", "options", "source"), _row(*["---"] * 5)]
+    lines += [
+        _row(f"`{spec.cls.__name__}`", f"`{spec.name}`", spec.summary, _options(spec.options), spec.paper)
+        for spec in gradsurgery.balancers().values()
+    ]
     return "\n".join(lines) + "\n"
 
 
