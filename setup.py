@@ -28,7 +28,8 @@ from setuptools.build_meta import build_sdist, get_requires_for_build_sdist  # n
 MIN_TORCH = (2, 10)
 # Binaries built for this version of the stable ABI load in every later torch.
 STABLE_ABI = f"0x{MIN_TORCH[0]:02x}{MIN_TORCH[1]:02x}000000000000"
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+# Binaries run on every later minor version: 8.0 serves 8.6 and 8.9, 10.0 serves 10.3.
+ARCHITECTURES = (75, 80, 90, 100, 120)
 
 
 def say(message: str) -> None:

@@ -8,20 +8,25 @@ using GradDropKernel = void (*)(Table, const double*, const int64_t*, bool);
 using SignAgreementKernel = void (*)(Table, double, bool, bool);
 using MiddleKernel = void (*)(Table, int, bool);
 
+// Fewer of them for float64, which is rare: absent rows cost less than the memory that the others wait for.
 template <bool Leak, class Run>
 constexpr GradDropKernel graddrop_kernel(int tasks) {
-  return tasks <= 2   ? graddrop_chunks<2, false, Leak, Run>
-         : tasks <= 4 ? graddrop_chunks<4, false, Leak, Run>
-         : tasks <= 8 ? graddrop_chunks<8, false, Leak, Run>
-                      : graddrop_chunks<8, true, Leak, Run>;
+  if (tasks > 8) return graddrop_chunks<8, true, Leak, Run>;
+  if constexpr (sizeof(Run) == 4) {
+    if (tasks <= 2) return graddrop_chunks<2, false, Leak, Run>;
+    if (tasks <= 4) return graddrop_chunks<4, false, Leak, Run>;
+  }
+  return graddrop_chunks<8, false, Leak, Run>;
 }
 
 template <class Run>
 constexpr SignAgreementKernel sign_agreement_kernel(int tasks) {
-  return tasks <= 2   ? sign_agreement_chunks<2, false, Run>
-         : tasks <= 4 ? sign_agreement_chunks<4, false, Run>
-         : tasks <= 8 ? sign_agreement_chunks<8, false, Run>
-                      : sign_agreement_chunks<8, true, Run>;
+  if (tasks > 8) return sign_agreement_chunks<8, true, Run>;
+  if constexpr (sizeof(Run) == 4) {
+    if (tasks <= 2) return sign_agreement_chunks<2, false, Run>;
+    if (tasks <= 4) return sign_agreement_chunks<4, false, Run>;
+  }
+  return sign_agreement_chunks<8, false, Run>;
 }
 
 constexpr MiddleKernel kSorted[] = {sorted_chunks<2, float>, sorted_chunks<2, float>, sorted_chunks<3, float>,
@@ -29,9 +34,9 @@ constexpr MiddleKernel kSorted[] = {sorted_chunks<2, float>, sorted_chunks<2, fl
                                     sorted_chunks<7, float>, sorted_chunks<8, float>};
 
 MiddleKernel middle_kernel(int tasks, bool float64) {
-  if (tasks > kSortedRows) return float64 ? ranked_chunks<double> : ranked_chunks<float>;
-  if (float64) return tasks <= 4 ? sorted_chunks<4, double> : tasks <= 8 ? sorted_chunks<8, double> : sorted_chunks<32, double>;
-  return tasks <= 8 ? kSorted[tasks - 1] : tasks <= 16 ? sorted_chunks<16, float> : sorted_chunks<32, float>;
+  if (float64) return tasks <= 8 ? sorted_chunks<8, double> : ranked_chunks<double>;
+  if (tasks > kSortedRows) return ranked_chunks<float>;
+  return tasks <= 8 ? kSorted[tasks - 1] : sorted_chunks<kSortedRows, float>;
 }
 
 }  // namespace

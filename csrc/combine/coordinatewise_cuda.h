@@ -7,7 +7,7 @@
 namespace gradsurgery {
 
 constexpr int kCoordinatewiseThreads = 256;
-constexpr int kSortedRows = 32;  // up to here a thread sorts in registers; beyond, it counts ranks
+constexpr int kSortedRows = 16;  // up to here a thread sorts in registers; beyond, it counts ranks
 
 // What graddrop wants in the table besides the rows: where each piece begins among all coordinates [P], and the leaks [T] or
 // none.
