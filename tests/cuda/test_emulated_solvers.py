@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulator import Emulator
-from ops.solver_calls import SOLVER_METHODS, SolverCall, solver_call, task_counts
+from ops.solver_calls import SOLVER_METHODS, SolverCall, solver_call, solver_calls, task_counts
 from torch import Tensor
 
 OPS = torch.ops.gradsurgery
@@ -20,6 +20,9 @@ def assert_same_answer(call: SolverCall, actual: tuple[Tensor | None, ...], expe
     assert other_report is not None
     norms = call.gram.diagonal(dim1=-2, dim2=-1).sqrt()
     difference, magnitude = w - other, (other.abs() * norms).sum(-1)
+    if bool(other.isnan().any()):
+        assert torch.equal(w.isnan(), other.isnan())
+        return
     apart = (difference[..., None, :] @ call.gram @ difference[..., :, None]).clamp_min(0).sqrt().squeeze(-1, -2)
     assert bool((apart <= 1e-9 * magnitude).all())
     assert torch.equal(report[..., :3], other_report[..., :3])
@@ -34,8 +37,8 @@ def assert_same_answer(call: SolverCall, actual: tuple[Tensor | None, ...], expe
 @pytest.mark.parametrize("name", SOLVER_METHODS)
 def test_a_warp_gives_what_one_lane_gives(emulator: Emulator, name: str) -> None:
     for tasks in task_counts(name, 33):
-        call = solver_call(name, tasks)
-        assert_same_answer(call, call.run(emulator.operators), call.run(OPS))
+        for call in solver_calls(name, tasks):
+            assert_same_answer(call, call.run(emulator.operators), call.run(OPS))
 
 
 @pytest.mark.parametrize("name", SOLVER_METHODS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,12 +32,13 @@ class SolverCall:
     given: Tensor | None
     state: Tensor | None
     key: Tensor | None
+    order: Tensor | None = None
 
     def run(self, ops: Any) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """(w, report, state, key) of one call; the arguments stay as they are."""
         state = None if self.state is None else self.state.clone()
         key = None if self.key is None else self.key.clone()
-        w, report = ops.solve(self.gram, self.solver, self.options, self.given, state, None, key)
+        w, report = ops.solve(self.gram, self.solver, self.options, self.given, state, self.order, key)
         return w, report, state, key
 
     def on(self, gram: Tensor) -> SolverCall:
@@ -44,8 +46,23 @@ class SolverCall:
         return replace(self, gram=gram)
 
 
-def solver_call(name: str, tasks: int, seed: int = 0, groups: int = 0) -> SolverCall:
-    """A call on conflicting gradients; K [T, T], or [G, T, T] with groups."""
+# Options beside the defaults, for every way that a solver can take.
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "alignedmtl": [{"scale_mode": "median"}, {"scale_mode": "rmse", "pref": "sum"}],
+    "cagrad": [{"c": 0.0}, {"c": 1.5, "rescale": 1}, {"rescale": 2}],
+    "config": [{"length": length} for length in ("minimum", "maximum", "harmonic", "arithmetic", "geometric")],
+    "dualproj": [{"reg_eps": 1e-4, "norm_eps": 1e-4}],
+    "fairgrad": [{"alpha": 0.5}, {"alpha": 2.0}],
+    "mgda": [{"gn": gn} for gn in ("l2", "loss", "loss+")] + [{"ignore_zero_rows": True}],
+    "nashmtl": [{"max_norm": 0.0}],
+    "upgrad": [{"reg_eps": 1e-4, "norm_eps": 1e-4}],
+}
+
+
+def solver_call(
+    name: str, tasks: int, seed: int = 0, groups: int = 0, absent: bool = False, options: Mapping[str, Any] | None = None
+) -> SolverCall:
+    """A call on conflicting gradients; K [T, T], or [G, T, T] with groups. ``absent``: every third task has no gradient."""
     generator = torch.Generator().manual_seed(1000 * seed + tasks)
 
     def normal(*shape: int) -> Tensor:
@@ -55,11 +72,27 @@ def solver_call(name: str, tasks: int, seed: int = 0, groups: int = 0) -> Solver
     numel = 2 * tasks + 1
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(tasks)[:tasks, None]
     G = normal(*batch, tasks, numel) + 0.4 * signs * normal(*batch, 1, numel)
-    method = build(name, **CALM.get(name, {}))
+    present = tuple(not absent or t % 3 != 1 for t in range(tasks))
+    G[..., [t for t in range(tasks) if not present[t]], :] = 0.0
+    method = build(name, **CALM.get(name, {}) | dict(options or {}))
     assert isinstance(method, SolverMethod)
-    step = Step(losses=normal(tasks).exp())
+    step = Step(present=present, losses=normal(tasks).exp())
     gram = G @ G.mT
     states = method.task_state(TaskGradients.of(normal(tasks, numel)), max(groups, 1))
     state = None if method.state_name is None else states[method.state_name]
     key = method.initial_state().get("key")
     return SolverCall(gram, method.solver, method.options(tasks, step), method.given(gram, step), state, key)
+
+
+def solver_calls(name: str, tasks: int) -> Iterator[SolverCall]:
+    """The usual call, one with absent tasks, one for each option, and, where orders matter, one with a given order."""
+    usual = solver_call(name, tasks)
+    yield usual
+    if tasks > 4:
+        yield solver_call(name, tasks, absent=True)
+    for options in OPTIONS.get(name, []):
+        yield solver_call(name, tasks, options=options)
+    if name == "gradvac":
+        order = torch.stack([torch.randperm(tasks, generator=torch.Generator().manual_seed(t)) for t in range(tasks)])
+        yield replace(usual, key=None, order=order)
+        yield replace(usual, key=None, order=torch.full_like(order, tasks))  # refused
