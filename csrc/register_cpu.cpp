@@ -7,7 +7,7 @@
 #include "combine/rule_tensors.h"
 #include "common/tensors.h"
 #include "surgery/surgery.h"
-#include "weights/solve.h"
+#include "weights/solve_tensors.h"
 
 namespace gradsurgery {
 namespace ops {
@@ -77,30 +77,19 @@ Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Te
 // -> (w, report), of shapes [T] and [4] for K [T, T], with a leading [G] for K [G, T, T].
 std::tuple<Tensor, Tensor> solve(Tensor gram, std::string solver, std::vector<double> options, std::optional<Tensor> given,
                                  std::optional<Tensor> state, std::optional<Tensor> order, std::optional<Tensor> key) {
+  const auto [index, groups, tasks, state_size] = check_solve(gram, solver, options, given, state);
   const bool grouped = gram.dim() == 3;
-  STD_TORCH_CHECK((grouped || gram.dim() == 2) && gram.size(-1) == gram.size(-2) && gram.size(-1) >= 1,
-                  "gradsurgery: gram must be [T, T] or [G, T, T]");
-  STD_TORCH_CHECK(options.size() <= size_t(kMaxOptions), "gradsurgery: at most ", kMaxOptions, " options");
-  const int index = find_solver(solver);
-  STD_TORCH_CHECK(index >= 0, "gradsurgery: there is no compiled solver ", solver);
-  const int64_t tasks = gram.size(-1), groups = grouped ? gram.size(0) : 1;
   Problem problem;
   problem.tasks = int(tasks);
   problem.gram = float64_data(gram, "gram");
   problem.options = options.data();
-  if (given) {
-    STD_TORCH_CHECK(given->numel() == tasks, "gradsurgery: given must be [T]");
-    problem.given = float64_data(*given, "given");
-  }
+  if (given) problem.given = float64_data(*given, "given");
   problem.order = int64_data(order, tasks * tasks, "order");
-  if (state) {
-    STD_TORCH_CHECK(state->numel() % groups == 0, "gradsurgery: state must be [G, ...]");
-    problem.state = const_cast<double*>(float64_data(*state, "state"));
-  }
+  if (state) problem.state = const_cast<double*>(float64_data(*state, "state"));
   Tensor w = grouped ? empty_f64({groups, tasks}) : empty_f64({tasks});
   Tensor report = grouped ? empty_f64({groups, kReportFields}) : empty_f64({kReportFields});
   problem.w = static_cast<double*>(w.mutable_data_ptr());
-  solve_groups(kHostSolvers[index], problem, int(groups), state ? state->numel() / groups : 0, int64_data(key, 2, "key"),
+  solve_groups(kHostSolvers[index], problem, int(groups), state_size, int64_data(key, 2, "key"),
                static_cast<double*>(report.mutable_data_ptr()));
   return {w, report};
 }

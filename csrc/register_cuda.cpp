@@ -10,8 +10,8 @@
 #include "common/cuda_tensors.h"
 #include "gram/gram_cuda.h"
 #include "weights/pcgrad_cuda.h"
-#include "weights/solve.h"
 #include "weights/solve_cuda.h"
+#include "weights/solve_tensors.h"
 
 namespace gradsurgery {
 namespace ops {
@@ -208,29 +208,18 @@ Tensor pcgrad_weights(Tensor gram, std::optional<Tensor> order, std::optional<Te
 // -> (w, report), of shapes [T] and [4] for K [T, T], with a leading [G] for K [G, T, T].
 std::tuple<Tensor, Tensor> solve(Tensor gram, std::string solver, std::vector<double> options, std::optional<Tensor> given,
                                  std::optional<Tensor> state, std::optional<Tensor> order, std::optional<Tensor> key) {
+  const auto [index, groups, tasks, state_size] = check_solve(gram, solver, options, given, state);
   const bool grouped = gram.dim() == 3;
-  STD_TORCH_CHECK((grouped || gram.dim() == 2) && gram.size(-1) == gram.size(-2) && gram.size(-1) >= 1,
-                  "gradsurgery: gram must be [T, T] or [G, T, T]");
-  STD_TORCH_CHECK(options.size() <= size_t(kMaxOptions), "gradsurgery: at most ", kMaxOptions, " options");
-  const int index = find_solver(solver);
-  STD_TORCH_CHECK(index >= 0, "gradsurgery: there is no compiled solver ", solver);
   const DeviceScope scope(gram);
-  const int64_t tasks = gram.size(-1), groups = grouped ? gram.size(0) : 1;
   SolveCuda call;
   call.groups = int(groups);
   std::copy(options.begin(), options.end(), call.options);
   call.problem.tasks = int(tasks);
   call.problem.gram = float64_data(gram, scope, "gram");
-  if (given) {
-    STD_TORCH_CHECK(given->numel() == tasks, "gradsurgery: given must be [T]");
-    call.problem.given = float64_data(*given, scope, "given");
-  }
+  if (given) call.problem.given = float64_data(*given, scope, "given");
   if (order) call.problem.order = int64_data(*order, tasks * tasks, scope, "order");
-  if (state) {
-    STD_TORCH_CHECK(state->numel() % groups == 0, "gradsurgery: state must be [G, ...]");
-    call.problem.state = float64_data(*state, scope, "state");
-    call.state_size = state->numel() / groups;
-  }
+  if (state) call.problem.state = float64_data(*state, scope, "state");
+  call.state_size = state_size;
   if (key) call.key = int64_data(*key, 2, scope, "key");
   call.room = solve_room_cuda(index, int(tasks), call.state_size);
   std::optional<Tensor> scratch, broken;

@@ -75,6 +75,15 @@ inline void ema_row(Scalar gradient, const char* g, Scalar buffer, char* y, int6
   store<StoreF64>(reinterpret_cast<char*>(broken), found);
 }
 
+// sqrt(r^2 + g^2), r >= 0. In `wide` without squares that leave the range of float64, as on CUDA; those of float32 do not.
+template <bool wide>
+inline NativeDouble root_of_squares(NativeDouble r, NativeDouble g) {
+  if constexpr (!wide) return square_root(r * r + g * g);
+  const NativeDouble size = g < 0.0 ? -g : g, large = r > size ? r : size, small = r > size ? size : r;
+  const NativeDouble ratio = small / large, root = large * square_root(1.0 + ratio * ratio);
+  return large == 0.0 ? large : root;
+}
+
 // r <- sqrt(r^2 + g^2), and risk += g^2 / r in each lane, NaN for a new value that is not finite.
 inline void risk_row(Scalar gradient, const char* g, Scalar buffer, char* r, int64_t n, double* risk /* [kLanes] */) {
   Lanes sum = load<StoreF64>(reinterpret_cast<const char*>(risk));
@@ -83,7 +92,8 @@ inline void risk_row(Scalar gradient, const char* g, Scalar buffer, char* r, int
     change_row<decltype(store_g), StoreR>(g, r, n, [&](const Lanes& x, const Lanes& old) {
       Lanes changed;
       for (int p = 0; p < kParts; ++p) {
-        const NativeDouble root = square_root(old.part[p] * old.part[p] + x.part[p] * x.part[p]);
+        const NativeDouble root =
+            root_of_squares < decltype(store_g)::bytes == 8 || StoreR::bytes == 8 > (old.part[p], x.part[p]);
         changed.part[p] = rounded<StoreR>(root);
         const NativeDouble zero = changed.part[p] - changed.part[p];
         const NativeDouble ratio = x.part[p] * (x.part[p] / root);

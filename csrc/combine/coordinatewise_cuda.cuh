@@ -110,7 +110,7 @@ struct Draws {
   __device__ __forceinline__ double uniform(int e) const {
     // Selects, as a run-time index would move the words to local memory.
     const uint32_t bits = skip == 0 ? word[e] : skip == 1 ? word[e + 1] : skip == 2 ? word[e + 2] : word[e + 3];
-    return bits * (1.0 / 4294967296.0);
+    return (bits + 0.5) * (1.0 / 4294967296.0);  // neither 0 nor 1, where every sign would be dropped
   }
 };
 

@@ -63,13 +63,13 @@ inline NativeWide multiply_words(NativeWide a, NativeWide b) { return (NativeWid
 inline NativeWide multiply_words(NativeWide a, NativeWide b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
 #endif
 
-// The lower half of each lane as a number in [0, 1).
+// The lower half of each lane as a number in (0, 1), in the middle of its 2^-32.
 inline NativeDouble to_uniform(NativeWide word) {
   const NativeWide bits = (word & 0xFFFFFFFFu) | 0x4330000000000000u;  // 2^52 + word
-  return (read<NativeDouble>(&bits) - 0x1p52) * 0x1p-32;
+  return (read<NativeDouble>(&bits) - (0x1p52 - 0.5)) * 0x1p-32;
 }
 
-// Uniform numbers in [0, 1) with 32 bits for the n coordinates from `first` on, four from each Philox block. The buffer has room
+// Uniform numbers in (0, 1) with 32 bits for the n coordinates from `first` on, four from each Philox block. The buffer has room
 // for kDrawn numbers; returns where in it they begin.
 constexpr int64_t kDrawn = kChunk + 8 * kLanes;
 

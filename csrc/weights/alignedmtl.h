@@ -15,6 +15,8 @@ enum class AlignedScale : int { minimum, median, mean };
 
 struct AlignedMtl {
   static constexpr const char* kName = "alignedmtl";
+  static constexpr int kOptions = 2;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return reduced_room(tasks) + spectrum_room(tasks) + 3 * tasks; }
 
   template <class Lanes>

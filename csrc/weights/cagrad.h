@@ -15,6 +15,8 @@ namespace gradsurgery {
 
 struct CAGrad {
   static constexpr const char* kName = "cagrad";
+  static constexpr int kOptions = 2;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return reduced_room(tasks) + active_set_room(tasks) + 4 * tasks; }
 
   template <class Lanes>

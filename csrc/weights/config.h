@@ -31,6 +31,8 @@ GS_HOST_DEVICE double mean_length(ConfigLength kind, const double* d, int n) {
 
 struct Config {
   static constexpr const char* kName = "config";
+  static constexpr int kOptions = 1;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return cosines_room(tasks) + 5 * tasks; }
 
   template <class Lanes>

@@ -10,6 +10,8 @@ namespace gradsurgery {
 
 struct DualProj {
   static constexpr const char* kName = "dualproj";
+  static constexpr int kOptions = 3;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return reduced_room(tasks) + active_set_room(tasks) + tasks; }
 
   template <class Lanes>

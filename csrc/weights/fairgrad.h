@@ -10,6 +10,8 @@ namespace gradsurgery {
 
 struct FairGrad {
   static constexpr const char* kName = "fairgrad";
+  static constexpr int kOptions = 1;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return fair_room(tasks); }
 
   template <class Lanes>

@@ -19,6 +19,8 @@ namespace gradsurgery {
 
 struct GradVac {
   static constexpr const char* kName = "gradvac";
+  static constexpr int kOptions = 1;
+  static constexpr int64_t state_size(int64_t tasks) { return tasks * tasks; }
   static constexpr int64_t room(int64_t tasks) { return 2 * tasks + (tasks + 1) / 2; }
 
   template <class Lanes>

@@ -10,6 +10,8 @@ namespace gradsurgery {
 
 struct ImtlG {
   static constexpr const char* kName = "imtlg";
+  static constexpr int kOptions = 0;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return cosines_room(tasks) + 3 * tasks; }
 
   template <class Lanes>

@@ -11,11 +11,16 @@ namespace gradsurgery {
 
 struct Krum {
   static constexpr const char* kName = "krum";
+  static constexpr int kOptions = 2;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return tasks * tasks + tasks; }
 
   template <class Lanes>
   GS_HOST_DEVICE static Report solve(const Problem& problem, Arena arena, Lanes lanes) {
-    const int T = problem.tasks, neighbours = T - int(problem.options[0]) - 2, kept = int(problem.options[1]);
+    const int T = problem.tasks;
+    // Within what there is to count, whatever the options.
+    const int neighbours = int(fmin(fmax(T - problem.options[0] - 2.0, 0.0), T - 1.0));
+    const int kept = int(fmin(fmax(problem.options[1], 1.0), double(T)));
     double* const distances = arena.doubles(int64_t(T) * T);
     double* const scores = arena.doubles(T);
     const auto K = [&](int i, int j) { return problem.gram[int64_t(i) * T + j]; };

@@ -15,6 +15,8 @@ namespace gradsurgery {
 
 struct MGDA {
   static constexpr const char* kName = "mgda";
+  static constexpr int kOptions = 2;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return reduced_room(tasks) + active_set_room(tasks); }
 
   template <class Lanes>

@@ -10,6 +10,8 @@ namespace gradsurgery {
 
 struct Modo {
   static constexpr const char* kName = "modo";
+  static constexpr int kOptions = 2;
+  static constexpr int64_t state_size(int64_t tasks) { return tasks; }
   static constexpr int64_t room(int64_t tasks) { return 3 * tasks + (tasks + 1) / 2; }
 
   template <class Lanes>
@@ -21,14 +23,16 @@ struct Modo {
     double* const sorted = arena.doubles(T);
     int32_t* const task = arena.ints(T);
     const int n = present_tasks(problem, task, lanes);
-    recall(problem, task, w, moved, sorted, n, lanes);
+    Report said;
+    if (!recall(problem, task, w, moved, sorted, n, lanes)) return overflowed(problem, said, lanes);
+    said.iterations = 1.0;
     for (int i = lanes.begin(); i < n; i += lanes.step()) {
       double gradient = rho * w[i];
       for (int j = 0; j < n; ++j) gradient += problem.gram[int64_t(task[i]) * T + task[j]] * w[j];
       moved[i] = w[i] - gamma * gradient;
     }
     lanes.sync();
-    project_simplex(moved, w, sorted, n, lanes);
+    if (!project_simplex(moved, w, sorted, n, lanes)) return overflowed(problem, said, lanes);
     for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = 0.0;
     lanes.sync();
     for (int i = lanes.begin(); i < n; i += lanes.step()) {
@@ -36,8 +40,6 @@ struct Modo {
       if (problem.state) problem.state[task[i]] = w[i];
     }
     lanes.sync();
-    Report said;
-    said.iterations = 1.0;
     return said;
   }
 };

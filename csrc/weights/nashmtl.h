@@ -11,6 +11,8 @@ namespace gradsurgery {
 
 struct NashMTL {
   static constexpr const char* kName = "nashmtl";
+  static constexpr int kOptions = 1;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return fair_room(tasks); }
 
   template <class Lanes>

@@ -16,6 +16,8 @@ namespace gradsurgery {
 
 struct PCD {
   static constexpr const char* kName = "pcd";
+  static constexpr int kOptions = 4;
+  static constexpr int64_t state_size(int64_t tasks) { return 2 * tasks; }
   static constexpr int64_t room(int64_t tasks) { return reduced_room(tasks) + active_set_room(tasks) + tasks; }
 
   template <class Lanes>

@@ -25,6 +25,8 @@ GS_HOST_DEVICE double normal_draw(int64_t seed, int64_t step, uint32_t group, ui
 
 struct RandomWeights {
   static constexpr const char* kName = "random";
+  static constexpr int kOptions = 0;
+  static constexpr int64_t state_size(int64_t) { return 0; }
   static constexpr int64_t room(int64_t tasks) { return tasks; }
 
   template <class Lanes>

@@ -11,6 +11,8 @@ namespace gradsurgery {
 
 struct Sdmgrad {
   static constexpr const char* kName = "sdmgrad";
+  static constexpr int kOptions = 4;
+  static constexpr int64_t state_size(int64_t tasks) { return tasks; }
   static constexpr int64_t room(int64_t tasks) { return tasks * tasks + 4 * tasks + (tasks + 1) / 2; }
 
   template <class Lanes>
@@ -24,12 +26,12 @@ struct Sdmgrad {
     double* const sorted = arena.doubles(T);
     int32_t* const task = arena.ints(T);
     const int n = present_tasks(problem, task, lanes);
-    recall(problem, task, w, moved, sorted, n, lanes);
+    Report said;
+    if (!recall(problem, task, w, moved, sorted, n, lanes)) return overflowed(problem, said, lanes);
     const auto A = [&](int i, int j) { return problem.gram[int64_t(task[i]) * T + task[j]]; };
     double scale = 0.0;
     for (int i = 0; i < n; ++i) scale += A(i, i) > 0.0 ? sqrt(A(i, i)) : 0.0;
     scale /= n;
-    Report said;
     said.converged = scale > 0.0;
     for (int i = lanes.begin(); i < n; i += lanes.step()) {
       for (int j = 0; j < n; ++j) a[int64_t(i) * n + j] = scale > 0.0 ? A(i, j) / scale / scale : 0.0;
@@ -44,8 +46,8 @@ struct Sdmgrad {
         moved[i] = w[i] - lr * velocity[i];
       }
       lanes.sync();
-      project_simplex(moved, w, sorted, n, lanes);
       said.iterations += 1.0;
+      if (!project_simplex(moved, w, sorted, n, lanes)) return overflowed(problem, said, lanes);
     }
     for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = 0.0;
     lanes.sync();

@@ -15,17 +15,27 @@ namespace gradsurgery {
 // A solver as the host sees it: position in GS_FOR_EACH_SOLVER, and what it runs.
 struct HostSolver {
   const char* name;
+  int options;                           // how many numbers it takes
+  int64_t (*state_size)(int64_t tasks);  // numbers of one group's memory; 0 for a solver without
   int64_t (*room)(int64_t tasks);
   Report (*solve)(const Problem& problem, Arena arena);
 };
 
 inline constexpr HostSolver kHostSolvers[] = {
-#define GS_HOST_SOLVER(Solver)                                                            \
-  HostSolver{Solver::kName, [](int64_t tasks) -> int64_t { return Solver::room(tasks); }, \
+#define GS_HOST_SOLVER(Solver)                                                                                    \
+  HostSolver{Solver::kName, Solver::kOptions, [](int64_t tasks) -> int64_t { return Solver::state_size(tasks); }, \
+             [](int64_t tasks) -> int64_t { return Solver::room(tasks); },                                        \
              [](const Problem& problem, Arena arena) { return Solver::solve(problem, arena, OneLane{}); }},
     GS_FOR_EACH_SOLVER(GS_HOST_SOLVER)
 #undef GS_HOST_SOLVER
 };
+
+constexpr bool options_fit() {
+  for (const HostSolver& solver : kHostSolvers)
+    if (solver.options > kMaxOptions) return false;
+  return true;
+}
+static_assert(options_fit(), "a solver takes more options than a launch carries");
 
 // Position of a solver, or -1.
 inline int find_solver(const std::string& name) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -29,9 +30,10 @@ class ExcessMTL(BufferedMethod):
     """w_t ∝ w_t exp(η e_t/e_t⁽⁰⁾) with e_t = Σ g_t²/√S_t, S_t ← S_t + g_t²; out = Σ w_t g_t.
 
     e_t estimates the excess risk by the diagonal of AdaGrad's curvature; e_t⁽⁰⁾ is the first that was not zero. The buffers hold
-    √S, which has the range of the gradients; S, e⁽⁰⁾ and w are memory. No eps: a coordinate without any gradient so far adds
-    nothing. A stateless call takes the first step, whose weights are all equal with init="ones". Absent tasks keep their weight,
-    and weigh nothing in the step.
+    √S, which has the range of the gradients; S, e⁽⁰⁾ and log w are memory, so that no weight gets too small to come back. No eps:
+    a coordinate without any gradient so far adds nothing. A stateless call takes the first step, whose weights are all equal with
+    init="ones". Absent tasks keep their weight, and weigh nothing in the step. Where η e/e⁽⁰⁾ is out of range the result is NaN,
+    and the weights stay.
 
     Options:
         step: η of the weights.
@@ -49,9 +51,9 @@ class ExcessMTL(BufferedMethod):
             raise ValueError(f"init: expected 'ones' or 'simplex', found {self.init!r}.")
 
     def task_numbers(self, tasks: int, device: torch.device) -> dict[str, Tensor]:
-        start = 1.0 if self.init == "ones" else 1.0 / tasks
+        start = 0.0 if self.init == "ones" else -math.log(tasks)
         return {
-            "excess_weights": torch.full((tasks,), start, dtype=torch.float64, device=device),
+            "excess_log_weights": torch.full((tasks,), start, dtype=torch.float64, device=device),
             "excess_baseline": torch.zeros(tasks, dtype=torch.float64, device=device),
         }
 
@@ -67,13 +69,14 @@ class ExcessMTL(BufferedMethod):
         mask = present_mask(grads, step)
         K = ops.gram(grads.entries, grads.tasks, grads.stacked)
         risk = ops.excess_risk_(buffers, grads.entries, grads.tasks, grads.stacked, K.isfinite().all())
-        valid = risk.isfinite().all()
-        known, baseline = state["excess_weights"], state["excess_baseline"]
+        known, baseline = state["excess_log_weights"], state["excess_baseline"]
         relative = torch.where(baseline == 0, 1.0 if self.init == "ones" else risk, risk / baseline)
         total = float(present_count(grads.tasks, Step(present=grads.present))) if self.init == "ones" else 1.0
-        shares = among(mask, known.log() + self.step * relative, -torch.inf).softmax(0)
-        w = torch.where(valid, total * shares, torch.nan)
-        remember(valid, mask, known, w)
+        moved = known + self.step * relative
+        valid = risk.isfinite().all() & among(mask, moved, 0.0).isfinite().all()
+        logs = math.log(total) + among(mask, moved, -torch.inf).log_softmax(0)
+        w = torch.where(valid, logs.exp(), torch.nan)
+        remember(valid, mask, known, logs)
         remember(valid, mask, baseline, torch.where(baseline == 0, risk, baseline))
         ops.combine_(out, grads.entries, w, grads.stacked, accumulate)
         return Solution(K, w)

@@ -28,7 +28,7 @@ from .registry import Step, register
 class GradDrop(CoordinatewiseMethod):
     """Σ_t (ℓ_t + (1 − ℓ_t) M_t) g_t, M_t = [P > U and g_t > 0] + [P < U and g_t < 0], P = ½ (1 + Σ g / Σ |g|), at each coordinate.
 
-    U is uniform on [0, 1), one number a coordinate that all tasks share, so that the result is unbiased: E[out] = Σ_t g_t for
+    U is uniform on (0, 1), one number a coordinate that all tasks share, so that the result is unbiased: E[out] = Σ_t g_t for
     ℓ = 0. Coordinates where all gradients are zero stay zero; where one is infinite or NaN the result is NaN. A coordinate's
     number depends on the seed, the step and its place among all coordinates, in the order of the dimensions, and not on layouts,
     devices or threads. The step is advanced at every call, one with a gradient that is not finite included.
@@ -37,7 +37,8 @@ class GradDrop(CoordinatewiseMethod):
         leak: ℓ, how much of what is dropped passes: a number in [0, 1], one a task, or None for none.
         seed: of the numbers U of a ``GradientAggregator``, whose state is (seed, step). Without state (``gradsurgery.aggregate``)
             None draws from torch's default generator; an integer gives the numbers of its step 0.
-        uniform: the numbers U themselves, in place of drawn ones: [N] in [0, 1), position after position of the result.
+        uniform: the numbers U themselves, in place of drawn ones: [N] in [0, 1) (checked on the CPU), position after position of
+            the result.
     """
 
     rule: ClassVar[str] = "graddrop"
@@ -57,6 +58,10 @@ class GradDrop(CoordinatewiseMethod):
             if not isinstance(self.uniform, Tensor) or self.uniform.dim() != 1 or not self.uniform.is_floating_point():
                 found = self.uniform.shape if isinstance(self.uniform, Tensor) else type(self.uniform).__name__
                 raise ValueError(f"uniform: expected a floating tensor [N], found {found}.")
+            if self.uniform.device.type == "cpu" and not torch.compiler.is_compiling():  # where a look costs no wait
+                outside = self.uniform[~((self.uniform >= 0) & (self.uniform < 1))]
+                if len(outside):
+                    raise ValueError(f"uniform: expected numbers in [0, 1), found {float(outside[0])}.")
             if self.seed is not None:
                 raise ValueError("seed: expected None beside uniform, which replaces what a seed would draw.")
 

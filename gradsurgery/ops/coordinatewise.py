@@ -14,10 +14,10 @@ _CHUNK = 1 << 16  # coordinates a task, widened to float64 at a time
 
 
 def uniform_numbers(key: Tensor, first: int, count: int) -> Tensor:
-    """U in [0, 1) with 32 bits for the coordinates first..first+count-1: four from each Philox block. [count] float64"""
+    """U in (0, 1) with 32 bits for the coordinates first..first+count-1: four from each Philox block. [count] float64"""
     block = torch.arange(first // 4, (first + count + 3) // 4, device=key.device)
     words = philox(key[0], key[1], block & 0xFFFFFFFF, block >> 32).reshape(-1)
-    return words[first % 4 :][:count].double() * 2.0**-32
+    return words[first % 4 :][:count].double().add(0.5) * 2.0**-32
 
 
 def graddrop(X: Tensor, leak: Tensor | None, U: Tensor) -> Tensor:

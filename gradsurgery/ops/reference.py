@@ -218,7 +218,7 @@ def excess_risk_(buffers: Sequence[Tensor], grads: Gradients, tasks: int, stacke
 
     def change(t: int, g: Tensor, r: Tensor) -> Tensor:
         g = g.double()
-        root = (r.double() * r.double() + g * g).sqrt()
+        root = torch.hypot(r.double(), g)
         risks[t] = risks[t] + torch.where(root == 0, 0.0, g * (g / root)).sum()
         return root
 

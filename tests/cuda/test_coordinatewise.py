@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulator import Emulator, Operators, placed, untouched_around
-from ops.coordinatewise_calls import Call, calls, magnitude
+from ops.coordinatewise_calls import Call, calls, check_lowest_draw, magnitude
 from ops.samples import LAYOUTS, Sample, maker, sample
 from oracles import coordinatewise as oracle
 from tolerances import DTYPES, TOLERANCES
@@ -180,3 +180,7 @@ def test_what_would_read_wild_memory_is_refused(operators: Operators) -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             operators.ops.coordinatewise_(out, [G], 3, True, *arguments)
+
+
+def test_the_lowest_draw_drops_no_agreement(emulator: Emulator) -> None:
+    check_lowest_draw(emulator.operators)

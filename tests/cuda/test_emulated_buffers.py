@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from cuda_emulator import Emulator, placed, untouched_around
-from ops.buffer_checks import check, check_averages, check_risks
+from ops.buffer_checks import check, check_averages, check_risks, check_scaled_risks
 from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
 from tolerances import DTYPES
 from torch import Tensor
@@ -128,3 +128,7 @@ def test_what_would_read_wild_memory_is_refused(emulator: Emulator) -> None:
             emulator.operators.ema_gram_(buffers, rows, 2, False, weights_of(2), RATE)
     with pytest.raises(RuntimeError, match="valid must be one bool"):
         emulator.operators.excess_risk_([torch.ones(2, 4)], rows, 2, False, torch.ones(1))
+
+
+def test_risks_over_the_whole_range_of_float64(emulator: Emulator) -> None:
+    check_scaled_risks(emulator.operators)

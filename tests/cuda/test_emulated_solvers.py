@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulator import Emulator
-from ops.solver_calls import SOLVER_METHODS, SolverCall, solver_call, solver_calls, task_counts
+from ops.cross_calls import overflowing, unbalanced
+from ops.solver_calls import SOLVER_METHODS, SolverCall, misfits, solver_call, solver_calls, task_counts
 from torch import Tensor
 
 OPS = torch.ops.gradsurgery
@@ -88,3 +89,21 @@ def test_a_non_finite_gram_gives_nan_and_changes_no_memory(emulator: Emulator, n
         if call.key is not None:
             assert key is not None
             assert torch.equal(key, call.key)
+
+
+@pytest.mark.parametrize("groups", [0, 3])
+@pytest.mark.parametrize("name", SOLVER_METHODS)
+def test_arguments_of_other_sizes_are_refused(emulator: Emulator, name: str, groups: int) -> None:
+    for wrong, message in misfits(solver_call(name, 5, groups=groups)):
+        with pytest.raises(RuntimeError, match=message):
+            wrong.run(emulator.operators)
+
+
+@pytest.mark.parametrize("name", ["modo", "sdmgrad"])
+def test_an_iteration_that_leaves_the_numbers(emulator: Emulator, name: str) -> None:
+    for call in (*overflowing(name), unbalanced(name)):
+        w, report, state, _ = call.run(emulator.operators)
+        other, other_report, other_state, _ = call.run(OPS)
+        torch.testing.assert_close(w, other, rtol=1e-12, atol=0, equal_nan=True)
+        assert torch.equal(report, other_report)
+        torch.testing.assert_close(state, other_state, rtol=1e-12, atol=0, equal_nan=True)

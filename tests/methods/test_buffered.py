@@ -367,3 +367,22 @@ def test_compiled(method: str, device: torch.device) -> None:
     torch.compiler.reset()
     run = torch.compile(lambda g, told: gs.aggregate(g, method, losses=told), backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(run(G, losses), gs.aggregate(G, method, losses=losses))
+
+
+def test_an_excess_weight_that_vanished_comes_back() -> None:
+    surgery, unit = gs.GradientAggregator("excessmtl", step=1.0), torch.ones(2, 4, dtype=torch.float64)
+    weights = []
+    for sizes in ([1.0, 1.0], [1e4, 1.0], [1.0, 1e6], [1.0, 1.0]):
+        surgery.aggregate(torch.tensor(sizes, dtype=torch.float64)[:, None] * unit)
+        weights.append(surgery.statistics().weights.tolist())
+        assert surgery.excess_log_weights.isfinite().all()
+    assert weights == [[1.0, 1.0], [2.0, 0.0], [0.0, 2.0], [0.0, 2.0]]
+
+
+def test_an_excess_risk_out_of_range_of_its_baseline_changes_no_weight() -> None:
+    surgery = gs.GradientAggregator("excessmtl")
+    surgery.aggregate(torch.full((2, 3), 1e-160, dtype=torch.float64))
+    before = surgery.excess_log_weights.clone()
+    out = surgery.aggregate(torch.tensor([[1e150] * 3, [1e-160] * 3], dtype=torch.float64))
+    assert torch.as_tensor(out).isnan().all()
+    assert torch.equal(surgery.excess_log_weights, before)

@@ -120,6 +120,9 @@ def test_graddrop_counts_steps_and_resumes() -> None:
         ({"uniform": [0.5]}, ValueError, r"uniform: expected a floating tensor \[N\], found list"),
         ({"uniform": torch.zeros(5)}, ValueError, r"uniform: expected 4 numbers, one a coordinate, found 5"),
         ({"uniform": torch.zeros(4), "seed": 1}, ValueError, r"seed: expected None beside uniform"),
+        ({"uniform": torch.tensor([0.5, 0.0, 1.0, 0.5])}, ValueError, r"uniform: expected numbers in \[0, 1\), found 1.0"),
+        ({"uniform": torch.tensor([0.5, -0.25, 0.5, 0.5])}, ValueError, r"uniform: expected numbers in \[0, 1\), found -0.25"),
+        ({"uniform": torch.tensor([0.5, torch.nan, 0.5, 0.5])}, ValueError, r"uniform: expected numbers in \[0, 1\), found nan"),
         ({"uniform": torch.zeros(4, dtype=torch.int64)}, ValueError, r"uniform: expected a floating tensor"),
     ],
 )

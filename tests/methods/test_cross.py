@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ops.cross_calls import OPTIONS, overflowing, unbalanced
 from oracles.cross import MoDoOracle, SDMGradOracle, project
 from torch import Tensor
 
@@ -94,6 +95,56 @@ def test_compiled_and_reference_agree(method: str, tasks: int, device: torch.dev
                 assert not w[:, 1].any()
                 if states[0] is not None:
                     assert bool((states[0][:, 1] == 1.0 / tasks).all())
+
+
+@pytest.mark.parametrize("solve", [OPS.solve, reference_solve], ids=["operator", "reference"])
+@pytest.mark.parametrize("method", CROSS)
+def test_an_iteration_that_leaves_the_numbers_says_so(method: str, solve: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Weights of zero would pass for an answer, and be remembered."""
+    for call in overflowing(method):
+        assert call.state is not None
+        state = call.state.clone()
+        w, report = solve(call.gram, call.solver, call.options, None, state)
+        assert w.isnan().all()
+        assert report[0] == 0
+        torch.testing.assert_close(state, call.state, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("solve", [OPS.solve, reference_solve], ids=["operator", "reference"])
+@pytest.mark.parametrize("method", CROSS)
+def test_a_step_begins_on_the_simplex(method: str, solve: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    call = unbalanced(method)
+    assert call.state is not None
+    state, start = call.state.clone(), project(call.state)
+    w, _ = solve(call.gram, call.solver, call.options, None, state)
+    if method == "modo":
+        gamma, rho = OPTIONS[method]
+        expected = project(start - gamma * (call.gram @ start + rho * start))
+    else:
+        other = start.clone()
+        expected, _ = solve(call.gram, call.solver, call.options, None, other)
+        torch.testing.assert_close(state, other, rtol=1e-12, atol=1e-12)
+        # Without any step, what was recalled is the answer's part of w.
+        lam = OPTIONS[method][3]
+        still, _ = solve(torch.zeros_like(call.gram), call.solver, call.options, None, call.state.clone())
+        torch.testing.assert_close(still, (start + lam / 3) / (1 + lam))
+    torch.testing.assert_close(w, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", CROSS)
+def test_a_task_that_appears_later(method: str, device: torch.device) -> None:
+    one, other = crossed(3, 20, device=device)
+    surgery = gs.GradientAggregator(method, tasks=3, **CALM[method])
+    for _ in range(4):
+        surgery.aggregate([one[0], None, one[2]], against=[other[0], None, other[2]])
+    remembered = dict(surgery.named_buffers())[f"{method}_weights"].clone()
+    assert float(remembered.sum()) > 1.3
+    surgery.aggregate(one, against=other)
+    fresh = gs.GradientAggregator(method, tasks=3, **CALM[method])
+    fresh.aggregate(one, against=other)
+    dict(fresh.named_buffers())[f"{method}_weights"].copy_(project(remembered.cpu()))
+    fresh.aggregate(one, against=other)
+    torch.testing.assert_close(surgery.weights, fresh.weights, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", CROSS)

@@ -106,3 +106,19 @@ def check_risks(ops: Any, given: Sample, buffers: list[Tensor], cuda: bool) -> N
         assert_stored(new, given, torch.where(here, root, R), root * here, allowed.coordinate)
         assert said.dtype == torch.float64
         assert bool(((said - risk).abs() <= allowed.total * risk).all())
+
+
+def check_scaled_risks(ops: Any) -> None:
+    """In float64 risks follow the gradients' size over all of its range, where squares have left it long before."""
+    make = maker(torch.float64)
+    G, R = make(3, 1029), make(3, 1029).abs()
+    G[0, 5], R[0, 5], R[1, 7] = 0.0, 0.0, 0.0
+    root = (R**2 + G**2).sqrt()
+    risk = torch.where(root == 0, 0.0, G**2 / root).sum(1)
+    for exponent in (-900, -600, 0, 600, 900):
+        size = 2.0**exponent
+        for run in (ops, reference):
+            buffers = [R * size]
+            e = run.excess_risk_(buffers, [G * size], 3, True)
+            torch.testing.assert_close(e / size, risk, rtol=1e-12, atol=0)
+            torch.testing.assert_close(buffers[0] / size, root, rtol=1e-15, atol=0)

@@ -76,3 +76,16 @@ def magnitude(rows: list[Tensor | None]) -> Tensor:
     """sum_t |g_t|, coordinate by coordinate: what rounding errors are measured by."""
     sizes: Tensor = sum(row.double().abs().reshape(-1) for row in rows if row is not None)  # type: ignore[assignment]
     return sizes
+
+
+ALL_BITS_ZERO = (1343428, 3)  # a seed of whose step 0 the word of this coordinate is 0
+
+
+def check_lowest_draw(ops: Any, device: torch.device | str = "cpu") -> None:
+    """Even where all bits drawn are zero, what all gradients agree on stays: P = 0 < U."""
+    seed, coordinate = ALL_BITS_ZERO
+    assert oracle.uniform(seed, 0, coordinate) == 2.0**-33
+    G = -torch.arange(1.0, 9.0, device=device)[None]
+    out, key = [torch.empty(8, device=device)], torch.tensor([seed, 0], device=device)
+    ops.coordinatewise_(out, [G], 1, True, "graddrop", [], None, key)
+    assert torch.equal(out[0], G[0])

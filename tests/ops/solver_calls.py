@@ -96,3 +96,26 @@ def solver_calls(name: str, tasks: int) -> Iterator[SolverCall]:
         order = torch.stack([torch.randperm(tasks, generator=torch.Generator().manual_seed(t)) for t in range(tasks)])
         yield replace(usual, key=None, order=order)
         yield replace(usual, key=None, order=torch.full_like(order, tasks))  # refused
+
+
+def misfits(call: SolverCall) -> Iterator[tuple[SolverCall, str]]:
+    """The call with one argument of another size, and what the operator says of that."""
+    T, groups, n = call.gram.shape[-1], call.gram.shape[0] if call.gram.dim() == 3 else 1, len(call.options)
+    for options in (call.options[:-1], [*call.options, 1.0], [*call.options, *[1.0] * 40]):
+        if len(options) != n:
+            message = rf"gradsurgery: solver {call.solver} takes {n} options?, found {len(options)}"
+            yield replace(call, options=options), message
+    for size in ((), (T - 1,), (T + 1,), (T, T)):
+        yield replace(call, given=torch.ones(size, dtype=torch.float64)), rf"gradsurgery: given must be \[{T}\], a number a task"
+    gram = call.gram
+    for other in (gram.reshape(-1), gram[..., :-1, :].contiguous(), gram.reshape(1, 1, -1, T), gram.reshape(-1, T, T)[:0]):
+        if other.dim() == 3 and other.shape[-2] == other.shape[-1] and len(other):
+            continue
+        yield call.on(other), r"gradsurgery: gram must be \[T, T\] or \[G, T, T\]"
+    if call.state is None:
+        yield replace(call, state=torch.ones(groups, T, dtype=torch.float64)), rf"gradsurgery: solver {call.solver} takes no state"
+        return
+    wanted = call.state.numel()
+    for count in (0, 1, groups, wanted - groups, wanted - 1, wanted + 1, wanted * T):
+        message = rf"solver {call.solver} takes a state of {wanted} numbers for {groups} groups? of {T} tasks, found {count}"
+        yield replace(call, state=torch.ones(count, dtype=torch.float64)), message

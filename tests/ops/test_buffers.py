@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from ops.buffer_checks import check, flat
+from ops.buffer_checks import check, check_scaled_risks, flat
 from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
 from tolerances import DTYPES, assert_gram_close
 from torch import Tensor
@@ -162,3 +162,7 @@ def test_writing_to_a_buffer_that_autograd_saved_is_noticed(device: torch.device
         getattr(ops, name)([buffer], [maker(torch.float32, device)(3, 5)], 3, True, *more)
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
+
+
+def test_risks_over_the_whole_range_of_float64() -> None:
+    check_scaled_risks(OPS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ops.coordinatewise_calls import Call, calls, magnitude
+from ops.coordinatewise_calls import Call, calls, check_lowest_draw, magnitude
 from ops.samples import LAYOUTS, Sample, maker, sample
 from oracles import coordinatewise as oracle
 from tolerances import DTYPES, assert_combined_close
@@ -85,6 +85,11 @@ def test_uniform_numbers_are_philox(device: torch.device) -> None:
     for seed, step, first in ((0, 0, 0), (5, 1, 3), (-(2**63), 2**40, 4 * 2**32 - 6)):
         drawn = reference.uniform_numbers(torch.tensor([seed, step], device=device), first, 13)
         assert drawn.tolist() == [oracle.uniform(seed % 2**64, step, first + k) for k in range(13)]
+
+
+def test_the_lowest_draw_drops_no_agreement(device: torch.device) -> None:
+    for ops in (OPS, reference):
+        check_lowest_draw(ops, device)
 
 
 def kept_where(U: Tensor, given: Sample, key: tuple[int, int]) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
-from ops.solver_calls import SOLVER_METHODS, solver_call, task_counts
+from ops.solver_calls import SOLVER_METHODS, misfits, solver_call, task_counts
 
 import gradsurgery as gs
 from gradsurgery.ops import solvers
 
 OPS = torch.ops.gradsurgery
+REFERENCE = SimpleNamespace(solve=solvers.solve)
 
 
 def test_every_solver_serves_a_method() -> None:
@@ -24,7 +28,7 @@ def test_compiled_and_reference_agree(name: str, groups: int) -> None:
             call = solver_call(name, tasks, seed, groups)
             (w, report, state, key), (other, other_report, other_state, other_key) = (
                 call.run(OPS),
-                call.run(type("Reference", (), {"solve": staticmethod(solvers.solve)})),
+                call.run(REFERENCE),
             )
             scale = float((other.abs() * call.gram.diagonal(dim1=-2, dim2=-1).sqrt()).sum(-1).max())
             difference = w - other
@@ -54,3 +58,28 @@ def test_groups_are_solved_like_single_ones(name: str) -> None:
 def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises((RuntimeError, KeyError), match="nosuch"):
         OPS.solve(torch.eye(2, dtype=torch.float64), "nosuch", [])
+
+
+@pytest.mark.parametrize("ops", [OPS, REFERENCE], ids=["operator", "reference"])
+@pytest.mark.parametrize("groups", [0, 3])
+@pytest.mark.parametrize("name", SOLVER_METHODS)
+def test_arguments_of_other_sizes_are_refused(name: str, groups: int, ops: Any) -> None:
+    """Before a solver would read or write past them; what was given stays as it is."""
+    call = solver_call(name, 5, groups=groups)
+    for wrong, message in misfits(call):
+        state = None if wrong.state is None else wrong.state.clone()
+        with pytest.raises(RuntimeError, match=message):
+            ops.solve(wrong.gram, wrong.solver, wrong.options, wrong.given, state, None, wrong.key)
+        if state is not None:
+            assert torch.equal(state, wrong.state)
+
+
+@pytest.mark.parametrize("ops", [OPS, REFERENCE], ids=["operator", "reference"])
+def test_krum_counts_only_the_neighbours_there_are(ops: Any) -> None:
+    """Options that its method would refuse cannot make it read past the distances, or write nonsense."""
+    K = solver_call("krum", 4).gram
+    for corrupt in (-1e300, -7.0, 9.0, 1e300):
+        for kept in (-1e300, 0.0, 2.0, 9.0, 1e300):
+            w, _ = ops.solve(K, "krum", [corrupt, kept])
+            chosen = int(min(max(kept, 1), 4))
+            assert sorted(w.tolist()) == [0.0] * (4 - chosen) + [1 / chosen] * chosen

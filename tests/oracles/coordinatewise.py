@@ -24,7 +24,7 @@ def uniform(seed: int, step: int, coordinate: int) -> float:
     """GradDrop's U of one coordinate."""
     halves = [half for number in (step, coordinate // 4) for half in (number % 2**32, number // 2**32 % 2**32)]
     counter = (halves[0], halves[1], halves[2], halves[3])
-    return philox((seed % 2**32, seed // 2**32 % 2**32), counter)[coordinate % 4] / 2**32
+    return (philox((seed % 2**32, seed // 2**32 % 2**32), counter)[coordinate % 4] + 0.5) / 2**32
 
 
 def graddrop(x: Sequence[float], U: float, leak: Sequence[float] | None = None) -> float:

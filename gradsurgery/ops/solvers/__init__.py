@@ -29,21 +29,21 @@ from .random_weights import random_weights
 from .sdmgrad import sdmgrad
 
 SOLVERS: dict[str, Solver] = {
-    "alignedmtl": alignedmtl,
-    "cagrad": cagrad,
-    "config": config,
-    "dualproj": dualproj,
-    "fairgrad": fairgrad,
-    "gradvac": gradvac,
-    "imtlg": imtlg,
-    "krum": krum,
-    "mgda": mgda,
-    "modo": modo,
-    "nashmtl": nashmtl,
-    "pcd": pcd,
-    "random": random_weights,
-    "sdmgrad": sdmgrad,
-    "upgrad": upgrad,
+    "alignedmtl": Solver(alignedmtl, options=2),
+    "cagrad": Solver(cagrad, options=2),
+    "config": Solver(config, options=1),
+    "dualproj": Solver(dualproj, options=3),
+    "fairgrad": Solver(fairgrad, options=1),
+    "gradvac": Solver(gradvac, options=1, state_size=lambda T: T * T),
+    "imtlg": Solver(imtlg),
+    "krum": Solver(krum, options=2),
+    "mgda": Solver(mgda, options=2),
+    "modo": Solver(modo, options=2, state_size=lambda T: T),
+    "nashmtl": Solver(nashmtl, options=1),
+    "pcd": Solver(pcd, options=4, state_size=lambda T: 2 * T),
+    "random": Solver(random_weights),
+    "sdmgrad": Solver(sdmgrad, options=4, state_size=lambda T: T),
+    "upgrad": Solver(upgrad, options=3),
 }
 
 
@@ -56,8 +56,15 @@ def solve(
     order: Tensor | None = None,
     key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Weights of every group by a solver's name. -> (w [T] or [G, T], report [4] or [G, 4])"""
-    run = SOLVERS[solver]
+    """Weights of every group by a solver's name. -> (w [T] or [G, T], report [4] or [G, 4])
+
+    Raises:
+        RuntimeError: there is no such solver, or the arguments' sizes are not its own.
+    """
+    if solver not in SOLVERS:
+        raise RuntimeError(f"gradsurgery: there is no solver {solver}")
+    found = SOLVERS[solver]
+    found.check(solver, gram, options, given, state)
     T = gram.shape[-1]
     grams = gram.cpu().reshape(-1, T, T)
     finite = bool(grams.isfinite().all())
@@ -81,7 +88,7 @@ def solve(
             None if key is None else key.cpu(),
             g,
         )
-        w, report = run(problem)
+        w, report = found.run(problem)
         weights.append(w)
         reports.append(report.numbers())
     if finite and state is not None and states is not None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .problem import Problem, Report
-from .simplex import present_tasks, project_simplex, recall
+from .simplex import overflowed, present_tasks, project_simplex, recall
 
 
 def modo(problem: Problem) -> tuple[Tensor, Report]:
@@ -14,7 +14,11 @@ def modo(problem: Problem) -> tuple[Tensor, Report]:
     gamma, rho = problem.options
     task = present_tasks(problem)
     w = recall(problem, task)
+    if w.isnan().any():
+        return overflowed(problem, 0)
     w = project_simplex(w - gamma * (problem.gram[task][:, task] @ w + rho * w))
+    if w.isnan().any():
+        return overflowed(problem, 1)
     if problem.state is not None:
         problem.state[task] = w
     spread = torch.zeros(problem.tasks, dtype=w.dtype, device="cpu")

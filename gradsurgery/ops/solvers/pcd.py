@@ -22,7 +22,7 @@ def pcd(problem: Problem) -> tuple[Tensor, Report]:
         memory[present, 1] += 1
         average = memory[:, 0] / (1 - beta ** memory[:, 1])
     s = torch.where(present & (average + eps > 0), (average + eps).rsqrt(), 0.0)
-    if not K[primary_task, primary_task] > 0:
+    if not 0 <= primary_task < T or not K[primary_task, primary_task] > 0:
         return torch.zeros_like(taus), Report()
     reduced = Reduced.of(K)
     C, task, scale = reduced.gram, reduced.task, reduced.scale

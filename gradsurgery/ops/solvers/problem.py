@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +55,47 @@ class Report:
         )
 
 
-Solver = Callable[[Problem], tuple[Tensor, Report]]
-"""(w [T] float64, report) of a problem."""
+@dataclass(frozen=True)
+class Solver:
+    """A solver, and what it takes.
+
+    Attributes:
+        run: (w [T] float64, report) of a problem.
+        options: how many numbers it takes.
+        state_size: numbers of one group's memory for T tasks, or None for a solver without.
+    """
+
+    run: Callable[[Problem], tuple[Tensor, Report]]
+    options: int = 0
+    state_size: Callable[[int], int] | None = None
+
+    def check(self, name: str, gram: Tensor, options: Sequence[float], given: Tensor | None, state: Tensor | None) -> None:
+        """What ``csrc/weights/solve_tensors.h`` refuses, too.
+
+        Raises:
+            RuntimeError: the arguments' sizes are not the solver's.
+        """
+        if gram.dim() not in (2, 3) or gram.shape[-1] != gram.shape[-2] or gram.numel() == 0:
+            raise RuntimeError("gradsurgery: gram must be [T, T] or [G, T, T]")
+        T, groups = gram.shape[-1], 1 if gram.dim() == 2 else gram.shape[0]
+        if len(options) != self.options:
+            raise RuntimeError(f"gradsurgery: solver {name} takes {_counted(self.options, 'option')}, found {len(options)}")
+        if given is not None and list(given.shape) != [T]:
+            raise RuntimeError(f"gradsurgery: given must be [{T}], a number a task")
+        if state is None:
+            return
+        if self.state_size is None:
+            raise RuntimeError(f"gradsurgery: solver {name} takes no state")
+        wanted = groups * self.state_size(T)
+        if state.numel() != wanted:
+            raise RuntimeError(
+                f"gradsurgery: solver {name} takes a state of {_counted(wanted, 'number')} for {_counted(groups, 'group')} of "
+                f"{_counted(T, 'task')}, found {state.numel()}"
+            )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .problem import Problem
+from .problem import Problem, Report
 
 
 def project_simplex(v: Tensor) -> Tensor:
-    """argmin |w - v|^2 over w >= 0, sum w = 1, by sorting. [n]"""
+    """argmin |w - v|^2 over w >= 0, sum w = 1, by sorting; NaN where v is not finite. [n]"""
+    if not bool(v.isfinite().all()):
+        return torch.full_like(v, torch.nan)
     shifted = v - v.max()
     ordered = shifted.sort(descending=True).values
     thresholds = (ordered.cumsum(0) - 1.0) / torch.arange(1, len(v) + 1, dtype=v.dtype, device=v.device)
@@ -23,7 +25,12 @@ def present_tasks(problem: Problem) -> Tensor:
 
 
 def recall(problem: Problem, task: Tensor) -> Tensor:
-    """The weights remembered of these tasks, brought onto their simplex where some are absent; 1/n without memory. [n]"""
+    """The weights remembered of these tasks, brought onto their simplex; 1/n without memory. [n]"""
     if problem.state is None:
         return torch.full((len(task),), 1.0 / len(task), dtype=torch.float64, device="cpu")
-    return problem.state[task] if problem.given is None else project_simplex(problem.state[task])
+    return project_simplex(problem.state[task])
+
+
+def overflowed(problem: Problem, iterations: int) -> tuple[Tensor, Report]:
+    """The answer where the iteration left the numbers."""
+    return torch.full((problem.tasks,), torch.nan, dtype=torch.float64, device="cpu"), Report(False, iterations=iterations)
