@@ -13,7 +13,8 @@ from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, c
 from gradsurgery.capture.grouping import group_indices
 from gradsurgery.capture.losses import LossesLike, losses_tensor
 from gradsurgery.methods import Method, Step, build
-from gradsurgery.methods.registry import NO_STEP, check_gram
+from gradsurgery.methods.preference import presence
+from gradsurgery.methods.registry import NO_STEP, check_gram, check_takes_against
 
 Gradients = Tensor | Sequence[GradientLike]
 Gradient = Tensor | list[Tensor] | list[Tensor | None]
@@ -55,7 +56,8 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
     Args:
         gram: K, as ``gram`` returns it; [G, T, T] for G groups gives w [G, T].
         method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords.
-        losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence of scalars.
+        losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence, None for an absent task, whose row and
+            column of K do not count then.
 
     Raises:
         TypeError, ValueError: a K that is no such matrix; an unknown method or option; missing losses; or a method that has no
@@ -69,9 +71,13 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
             return w
     else:
         check_gram(gram)
-        step = Step(losses=losses_tensor(losses, gram.shape[-1], gram.device))
+        told = losses_tensor(losses, gram.shape[-1], gram.device)
+        step = Step(present=None if isinstance(losses, Tensor) else tuple(loss is not None for loss in losses), losses=told)
     if isinstance(gram, Tensor) and gram.requires_grad:
         gram = gram.detach()
+    here = presence(step, gram)
+    if here is not None:  # K of a step has zeros where a task is absent
+        gram = torch.where((here > 0) & (here > 0)[:, None], gram, 0.0)
     w = chosen.solve(gram, step).weights
     assert w is not None
     return w
@@ -141,9 +147,12 @@ def aggregate(
         The gradient, of one task's form; ``out`` where given. Not differentiable.
 
     Raises:
-        TypeError, ValueError: as for ``gram`` and ``combine``; an unknown method or option.
+        TypeError, ValueError: as for ``gram`` and ``combine``; an unknown method or option; no loss of a task with a gradient, for
+            a method that asks for it; ``against`` for a method that works on one batch.
     """
     chosen = build(method, **options)
+    if against is not None:
+        check_takes_against(chosen)
     if isinstance(grads, Tensor) and groups is None:
         if out is None:
             check_matrix(grads)
@@ -153,7 +162,12 @@ def aggregate(
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
     second = None if against is None else second_batch(given, against)
-    step = Step(present=given.present, losses=losses_tensor(losses, given.tasks, given.device), against=second)
+    told = losses_tensor(losses, given.tasks, given.device)
+    if "losses" in chosen.needs and losses is not None and not isinstance(losses, Tensor):
+        missing = [t for t, (loss, here) in enumerate(zip(losses, given.present, strict=True)) if here and loss is None]
+        if missing:
+            raise ValueError(f"losses: expected one of every task with a gradient, found none of tasks {missing}.")
+    step = Step(present=given.present, losses=told, against=second)
     # With groups all positions stay, so that a group's number, by which it draws at random, does not depend on what is reached.
     of_piece = [] if groups is None else group_indices(groups, given.pieces)
     reached = list(range(given.pieces)) if of_piece else given.reached()

@@ -365,7 +365,8 @@ def test_bad_gram(method: str, gram: Any, error: type[Exception], message: str) 
 CYCLE = torch.tensor([[0, 1, 2], [1, 2, 0], [2, 0, 1]])
 BAD_METHODS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ("pcgradd", {}, ValueError, r"method: expected one of .*mean.*pcgrad.*sum.*, found 'pcgradd'"),
-    (None, {}, ValueError, r"method: expected one of .*, found None"),
+    (None, {}, TypeError, r"method: expected a method's name or a built method, found None"),
+    (["pcgrad"], {}, TypeError, r"method: expected a method's name or a built method, found \['pcgrad'\]"),
     ("pcgrad", {"orders": 1}, TypeError, r"method 'pcgrad' has no option 'orders'; it takes order, include_self, reduction, seed"),
     ("sum", {"seed": 1}, TypeError, r"method 'sum' has no option 'seed'; it takes no options"),
     ("pcgrad", {"order": "descending"}, ValueError, r"order: expected 'random', 'ascending' or .*, found 'descending'"),
@@ -398,8 +399,8 @@ BAD_METHODS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"order: expected shape \[3, 3\] for 3 tasks, found \[2, 2\]",
     ),
-    ("pcgrad", {"reduction": "max"}, ValueError, r"reduction: expected 'sum' or 'mean', found 'max'"),
-    ("pcgrad", {"reduction": None}, ValueError, r"reduction: expected 'sum' or 'mean', found None"),
+    ("pcgrad", {"reduction": "max"}, ValueError, r"reduction: expected one of 'sum', 'mean', found 'max'"),
+    ("pcgrad", {"reduction": None}, ValueError, r"reduction: expected one of 'sum', 'mean', found None"),
     ("pcgrad", {"seed": "x"}, TypeError, r"seed: expected an integer or None, found str"),
     ("pcgrad", {"seed": 0.5}, TypeError, r"seed: expected an integer or None, found float"),
     ("pcgrad", {"seed": 2**63}, ValueError, r"seed: expected an integer of 64 bits, found 9223372036854775808"),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from .preference import beside, check_count, checked_numbers
+from gradsurgery.options import check_choice
+
+from .preference import checked_numbers, given
 from .registry import SolverMethod, Step, present_count, register
 
 _SCALES = ("min", "median", "rmse")  # csrc/weights/alignedmtl.h
@@ -43,19 +44,15 @@ class AlignedMTL(SolverMethod):
     pref: Literal["mean", "sum"] | Sequence[float] | Tensor = "mean"
 
     def __post_init__(self) -> None:
-        if self.scale_mode not in _SCALES:
-            raise ValueError(f"scale_mode: expected one of {', '.join(_SCALES)}, found {self.scale_mode!r}.")
+        check_choice("scale_mode", self.scale_mode, _SCALES)
         if isinstance(self.pref, str):
             if self.pref not in ("mean", "sum"):
                 raise ValueError(f"pref: expected 'mean', 'sum' or one number a task, found {self.pref!r}.")
         else:
-            object.__setattr__(self, "pref", checked_numbers(self.pref, "pref", -math.inf))
+            object.__setattr__(self, "pref", checked_numbers("pref", self.pref))
 
     def options(self, tasks: int, step: Step) -> list[float]:
         return [float(_SCALES.index(self.scale_mode)), 1.0 / present_count(tasks, step) if self.pref == "mean" else 1.0]
 
     def given(self, gram: Tensor, step: Step) -> Tensor | None:
-        if isinstance(self.pref, str):
-            return None
-        check_count(self.pref, "pref", gram.shape[-1])
-        return beside(gram, self.pref)  # type: ignore[arg-type]  # a tuple of numbers since __post_init__
+        return given("pref", self.pref, gram)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from gradsurgery.capture.gradients import TaskGradients
 
+from .preference import presence
 from .registry import Method, State, Step
 
 
@@ -29,14 +32,22 @@ class BufferedMethod(Method):
         return self.task_numbers(grads.tasks, grads.device) | {f"buffer_{p}": _zeros(grads, p) for p in range(grads.pieces)}
 
     def check_fits(self, state: State, grads: TaskGradients) -> None:
+        buffers = self.buffers(state)
         shapes = [list(grads.shape(p) or ()) for p in range(grads.pieces)]
-        kept = [list(buffer.shape[1:]) for buffer in self.buffers(state)]
+        kept = [list(buffer.shape[1:]) for buffer in buffers]
         if kept and shapes != kept:
             raise ValueError(
                 f"gradients: expected the shapes {kept} of earlier steps, as method {self.spec.name!r} keeps buffers of the "
                 f"gradients' shape; found {shapes}. Give every batch one size (drop_last=True in the DataLoader), or do surgery on "
                 "the gradients of the shared parameters, whose shapes stay."
             )
+        for p, buffer in enumerate(buffers):
+            if buffer.dtype != torch.float64 and _buffer_dtype(grads.rows(p)) == torch.float64:
+                raise ValueError(
+                    f"gradients: expected float32, bfloat16 or float16 as in earlier steps, for which method {self.spec.name!r} "
+                    f"keeps buffers of {buffer.dtype}; found float64 at tensor {p}. Use one dtype from the first step on, or begin "
+                    "anew with another GradientAggregator."
+                )
 
     def buffers(self, state: State) -> list[Tensor]:
         """The buffers of a state, in the order of the positions. [P]"""
@@ -65,8 +76,9 @@ class BufferedMethod(Method):
 
 def present_mask(grads: TaskGradients, step: Step) -> Tensor | None:
     """Which tasks have a gradient, on the gradients' device; None for all. [T] bool"""
-    present = grads.present if step.present is None else step.present
-    return None if all(present) else torch.tensor(present, device=grads.device)
+    like = next(g for g in grads.entries if g is not None)
+    numbers = presence(step if step.present is not None else Step(present=grads.present), like)
+    return None if numbers is None else numbers > 0
 
 
 def among(mask: Tensor | None, values: Tensor, otherwise: float) -> Tensor:
@@ -79,11 +91,15 @@ def remember(valid: Tensor, mask: Tensor | None, kept: Tensor, new: Tensor) -> N
     kept.copy_(torch.where(valid if mask is None else valid & mask, new, kept))
 
 
+def _buffer_dtype(rows: Sequence[Tensor | None]) -> torch.dtype:
+    """Of the buffer for the tasks' gradients at one position."""
+    return torch.float64 if any(row is not None and row.dtype == torch.float64 for row in rows) else torch.float32
+
+
 def _zeros(grads: TaskGradients, piece: int) -> Tensor:
     """A buffer [T, ...] whose slices lie in memory like the gradients of that position."""
     rows = grads.rows(piece)
     like = next(row for row in rows if row is not None)
-    dtype = torch.float64 if any(row is not None and row.dtype == torch.float64 for row in rows) else torch.float32
     slice_strides = torch.empty_like(like, device="meta").stride()  # dense, in the order of the gradient's dimensions
     shape = (grads.tasks, *like.shape)
-    return torch.empty_strided(shape, (like.numel(), *slice_strides), dtype=dtype, device=like.device).zero_()
+    return torch.empty_strided(shape, (like.numel(), *slice_strides), dtype=_buffer_dtype(rows), device=like.device).zero_()

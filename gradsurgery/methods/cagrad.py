@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
+
+from gradsurgery.options import check_choice, check_number
 
 from .preference import beside, equal_shares, is_complete
 from .registry import SolverMethod, Step, register
@@ -29,7 +30,7 @@ class CAGrad(SolverMethod):
     the tasks present; one without gradient in this step is left out.
 
     Options:
-        c: how far from the mean, relative to its length. >= 0
+        c: how far from the mean, relative to its length; 0 <= c <= 1e150.
         rescale: 0: d as in the paper, 1: d / (1 + c²), 2: d / (1 + c).
     """
 
@@ -38,13 +39,11 @@ class CAGrad(SolverMethod):
     rescale: Literal[0, 1, 2] = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.c, bool) or not isinstance(self.c, (int, float)) or not 0 <= self.c < math.inf:
-            raise ValueError(f"c: expected a finite number >= 0, found {self.c!r}.")
-        if self.rescale not in (0, 1, 2):
-            raise ValueError(f"rescale: expected 0, 1 or 2, found {self.rescale!r}.")
+        check_number("c", self.c, at_least=0, at_most=1e150)  # beyond, c² has no float64
+        check_choice("rescale", self.rescale, (0, 1, 2))
 
     def options(self, tasks: int, step: Step) -> list[float]:
-        return [float(self.c), 1.0 / (1.0, 1.0 + self.c**2, 1.0 + self.c)[self.rescale]]
+        return [float(self.c), 1.0 / (1.0, 1.0 + float(self.c) ** 2, 1.0 + self.c)[self.rescale]]
 
     def given(self, gram: Tensor, step: Step) -> Tensor | None:
         return None if is_complete(step) else beside(gram, equal_shares(gram.shape[-1], step))

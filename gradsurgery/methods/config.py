@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
-from .preference import beside, check_count, checked_numbers
+from gradsurgery.options import check_choice
+
+from .preference import checked_numbers, given
 from .registry import SolverMethod, Step, register
 
 _LENGTHS = ("projection", "minimum", "maximum", "harmonic", "arithmetic", "geometric")  # csrc/weights/config.h
@@ -52,15 +53,11 @@ class ConFIG(SolverMethod):
             if self.pref != "ones":
                 raise ValueError(f"pref: expected 'ones' or one number a task, found {self.pref!r}.")
         else:
-            object.__setattr__(self, "pref", checked_numbers(self.pref, "pref", -math.inf))
-        if self.length not in _LENGTHS:
-            raise ValueError(f"length: expected one of {', '.join(_LENGTHS)}, found {self.length!r}.")
+            object.__setattr__(self, "pref", checked_numbers("pref", self.pref))
+        check_choice("length", self.length, _LENGTHS)
 
     def options(self, tasks: int, step: Step) -> list[float]:
         return [float(_LENGTHS.index(self.length))]
 
     def given(self, gram: Tensor, step: Step) -> Tensor | None:
-        if isinstance(self.pref, str):
-            return None
-        check_count(self.pref, "pref", gram.shape[-1])
-        return beside(gram, self.pref)  # type: ignore[arg-type]  # a tuple of numbers since __post_init__
+        return given("pref", self.pref, gram)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .preference import beside, check_count, checked_numbers
+from .preference import checked_numbers, given
 from .registry import NO_STEP, Method, Solution, Step, check_gram, register
 
 
@@ -31,12 +30,11 @@ class Constant(Method):
 
     def __post_init__(self) -> None:
         if self.weights is not None:
-            object.__setattr__(self, "weights", checked_numbers(self.weights, "weights", -math.inf))
+            object.__setattr__(self, "weights", checked_numbers("weights", self.weights))
 
     def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
         check_gram(gram)
-        if self.weights is None:
+        w = given("weights", self.weights, gram)
+        if w is None:
             return Solution(gram, gram.new_ones(gram.shape[:-1]))
-        check_count(self.weights, "weights", gram.shape[-1])
-        w = beside(gram, self.weights)  # type: ignore[arg-type]  # a tuple of numbers since __post_init__
         return Solution(gram, w.expand(gram.shape[:-1]).contiguous())

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import check_bool
 
 from .registry import NO_STEP, Method, Solution, Step
 
@@ -25,6 +26,9 @@ class CoordinatewiseMethod(Method):
 
     rule: ClassVar[str]
     diagnostics: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_bool("diagnostics", self.diagnostics)
 
     def rule_options(self, grads: TaskGradients) -> list[float]:
         """The rule's numbers, as ``ops/schema.py`` lists them, for these gradients."""

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import check_number
 
-from .preference import beside, check_count, checked_numbers
+from .preference import checked_numbers, given, presence
 from .registry import NO_STEP, Method, Solution, Step, build, check_gram, register
 
 _PREFIX = "inner_"
+
+
+def _built(inner: str | Method, **options: Any) -> Method:
+    """The inner method; what is wrong with it is said of ``inner``.
+
+    Raises:
+        TypeError, ValueError: as of ``build``.
+    """
+    try:
+        return build(inner, **options)
+    except TypeError as error:
+        raise TypeError(f"inner: {str(error).removeprefix('method: ')}") from error
+    except ValueError as error:
+        raise ValueError(f"inner: {str(error).removeprefix('method: ')}") from error
 
 
 @register(
@@ -33,7 +47,8 @@ class CRMOGM(Method):
     not finite changes nothing. Without state (``gradsurgery.weights``, ``gradsurgery.aggregate``) every call is a first one.
 
     Other options are the inner method's: ``GradientAggregator("crmogm", inner="pcgrad", alpha=0.95, reduction="mean")``. Where
-    the names collide (an ``alpha`` of the inner method), give a built method: ``inner=gradsurgery.methods.build(name, alpha=2.0)``.
+    the names collide (an ``alpha`` of the inner method), give a built method:
+    ``inner=gradsurgery.methods()["fairgrad"].build(alpha=2.0)``.
 
     Options:
         inner: the other method, by name or built; one that has weights and finds them from K.
@@ -47,34 +62,29 @@ class CRMOGM(Method):
 
     @classmethod
     def from_options(cls, **options: Any) -> Method:
-        own = {field.name for field in fields(cls)}
-        others = {name: options.pop(name) for name in set(options) - own}
+        others = {name: options.pop(name) for name in set(options) - set(cls.spec.options)}
         if others:
-            options["inner"] = build(options.get("inner", cls.inner), **others)
+            options["inner"] = _built(options.get("inner", cls.inner), **others)
         return cls(**options)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, (str, Method)):
-            raise TypeError(f"inner: expected a method's name or a built method, found {self.inner!r}.")
-        inner = self._inner
+        inner = _built(self.inner)
         if inner.spec.family not in ("gram", "scalarization") or isinstance(inner, CRMOGM):
             raise ValueError(
                 f"inner: expected a method that finds weights from K, found {inner.spec.name!r} (family {inner.spec.family!r})."
             )
-        if not isinstance(self.alpha, (int, float)) or not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha: expected a number in [0, 1], found {self.alpha!r}.")
+        check_number("alpha", self.alpha, at_least=0, at_most=1)
         if self.initial_weights is not None:
-            object.__setattr__(self, "initial_weights", checked_numbers(self.initial_weights, "initial_weights", -math.inf))
+            object.__setattr__(self, "initial_weights", checked_numbers("initial_weights", self.initial_weights))
 
     @property
     def _inner(self) -> Method:
         return build(self.inner)
 
-    def _initial(self, like: Tensor) -> Tensor:
-        """``initial_weights`` beside a tensor [..., T]. [T]"""
-        assert self.initial_weights is not None
-        check_count(self.initial_weights, "initial_weights", like.shape[-1])
-        return beside(like, self.initial_weights)  # type: ignore[arg-type]  # a tuple of numbers since __post_init__
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the inner method needs."""
+        return self._inner.needs
 
     def initial_state(self) -> dict[str, Tensor]:
         """The inner method's."""
@@ -85,8 +95,9 @@ class CRMOGM(Method):
         inner = {_PREFIX + name: tensor for name, tensor in self._inner.task_state(grads, groups).items()}
         shape = (groups, grads.tasks)
         average = torch.zeros(shape, dtype=torch.float64, device=grads.device)
-        if self.initial_weights is not None:
-            average += self._initial(average)
+        initial = given("initial_weights", self.initial_weights, average)
+        if initial is not None:
+            average += initial
         begun = torch.full(shape, self.initial_weights is not None, device=grads.device)
         return {"average": average, "begun": begun} | inner
 
@@ -102,11 +113,11 @@ class CRMOGM(Method):
             average, begun = step.state["average"].reshape(w.shape), step.state["begun"].reshape(w.shape)
             result = torch.where(begun, self.alpha * average + (1 - self.alpha) * w, w)
             kept = w.isfinite().all()
-            if step.present is not None and not all(step.present):
-                kept = kept & torch.tensor(step.present, device=w.device)
+            present = presence(step, w)
+            if present is not None:
+                kept = kept & (present > 0)
             average.copy_(torch.where(kept, result, average))
             begun |= kept
             return result
-        if self.initial_weights is not None:
-            return self.alpha * self._initial(w) + (1 - self.alpha) * w
-        return w
+        initial = given("initial_weights", self.initial_weights, w)
+        return w if initial is None else self.alpha * initial + (1 - self.alpha) * w

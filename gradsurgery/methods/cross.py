@@ -10,6 +10,7 @@ from torch import Tensor
 from gradsurgery import ops
 from gradsurgery.capture.gradients import TaskGradients
 
+from .preference import presence
 from .registry import NO_STEP, Solution, SolverMethod, Step
 
 
@@ -27,10 +28,7 @@ class CrossMethod(SolverMethod):
         return {self.state_name: torch.full(shape, 1.0 / grads.tasks, dtype=torch.float64, device=grads.device)}
 
     def given(self, gram: Tensor, step: Step) -> Tensor | None:
-        """1 for the tasks present and 0 for others; None for all."""
-        if step.present is None or all(step.present):
-            return None
-        return torch.tensor(step.present, dtype=torch.float64, device=gram.device)
+        return presence(step, gram)
 
     def surgery_(
         self,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from .preference import beside, check_count, checked_numbers
+from gradsurgery.options import check_number
+
+from .preference import checked_numbers, given
 from .registry import SolverMethod, Step, present_count
 
 
@@ -22,17 +23,12 @@ class DualConeMethod(SolverMethod):
 
     def __post_init__(self) -> None:
         if self.pref is not None:
-            object.__setattr__(self, "pref", checked_numbers(self.pref, "pref"))
-        for name in ("reg_eps", "norm_eps"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"{name}: expected a finite number >= 0, found {value!r}.")
+            object.__setattr__(self, "pref", checked_numbers("pref", self.pref, at_least=0))
+        check_number("reg_eps", self.reg_eps, at_least=0)
+        check_number("norm_eps", self.norm_eps, at_least=0)
 
     def options(self, tasks: int, step: Step) -> list[float]:
         return [1.0 / present_count(tasks, step), float(self.norm_eps), float(self.reg_eps)]
 
     def given(self, gram: Tensor, step: Step) -> Tensor | None:
-        if self.pref is None:
-            return None
-        check_count(self.pref, "pref", gram.shape[-1])
-        return beside(gram, self.pref)  # type: ignore[arg-type]  # a tuple of numbers since __post_init__
+        return given("pref", self.pref, gram)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import check_number
 
 from .buffered import BufferedMethod, among, present_mask, remember
-from .options import check_number
 from .registry import NO_STEP, Solution, Step, present_count, register
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from gradsurgery.options import check_number
 
 from .registry import SolverMethod, Step, register
 
@@ -44,8 +45,7 @@ class FairGrad(SolverMethod):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise ValueError(f"alpha: expected a finite number > 0, found {self.alpha}.")
+        check_number("alpha", self.alpha, above=0)
 
     def options(self, tasks: int, step: Step) -> list[float]:
         return [float(self.alpha)]

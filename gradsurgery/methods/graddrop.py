@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import check_number
 
 from .coordinatewise import CoordinatewiseMethod
 from .keys import check_seed, first_key, stateless_key
+from .preference import check_count, checked_numbers
 from .registry import Step, register
 
 
@@ -47,13 +49,14 @@ class GradDrop(CoordinatewiseMethod):
     uniform: Tensor | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_seed(self.seed)
-        if self.leak is not None and not isinstance(self.leak, (int, float)):
-            values = self.leak.detach().tolist() if isinstance(self.leak, Tensor) else self.leak
-            object.__setattr__(self, "leak", tuple(values) if isinstance(values, Sequence) else float(values))
-        for value in self._leaks(1):
-            if not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"leak: expected numbers in [0, 1], found {value!r}.")
+        leak = self.leak.item() if isinstance(self.leak, Tensor) and self.leak.dim() == 0 else self.leak
+        if isinstance(leak, (tuple, list, Tensor)):
+            leak = checked_numbers("leak", leak, at_least=0, at_most=1)
+        elif leak is not None:
+            check_number("leak", leak, at_least=0, at_most=1)
+        object.__setattr__(self, "leak", leak)
         if self.uniform is not None:
             if not isinstance(self.uniform, Tensor) or self.uniform.dim() != 1 or not self.uniform.is_floating_point():
                 found = self.uniform.shape if isinstance(self.uniform, Tensor) else type(self.uniform).__name__
@@ -71,8 +74,8 @@ class GradDrop(CoordinatewiseMethod):
 
     def rule_options(self, grads: TaskGradients) -> list[float]:
         leaks = self._leaks(grads.tasks)
-        if leaks and len(leaks) != grads.tasks:
-            raise ValueError(f"leak: expected one number, or one for each of the {grads.tasks} tasks, found {len(leaks)}.")
+        if leaks:
+            check_count("leak", leaks, grads.tasks)
         return [float(leak) for leak in leaks] if any(leaks) else []
 
     def random_numbers(self, numel: int, device: torch.device, step: Step) -> tuple[Tensor | None, Tensor | None]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import check_number
 
 from .orders import Order, arrange, check_order, initial_key
 from .registry import NO_STEP, Solution, SolverMethod, Step, check_gram, register
@@ -52,8 +53,7 @@ class GradVac(SolverMethod):
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.beta <= 1.0:
-            raise ValueError(f"beta: expected a number from 0 to 1, found {self.beta}.")
+        check_number("beta", self.beta, at_least=0, at_most=1)
         check_order(self.order, self.seed)
 
     def initial_state(self) -> dict[str, Tensor]:

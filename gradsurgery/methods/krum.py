@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .registry import SolverMethod, Step, register
+from torch import Tensor
+
+from gradsurgery.options import MOST_TASKS, check_integer
+
+from .preference import presence
+from .registry import SolverMethod, Step, present_count, register
 
 
 @register(
@@ -18,8 +23,8 @@ from .registry import SolverMethod, Step, register
 class Krum(SolverMethod):
     """w_t = 1/m for the m tasks of the smallest Σ ‖g_t − g_j‖² over their T − f − 2 nearest others j, 0 for the rest.
 
-    Needs T >= f + 3 and T >= m. A task without gradient counts as a zero gradient. Of equal scores the first task wins, so
-    that reordering tied tasks changes which are kept.
+    T counts the tasks present, and must be at least f + 3 and m; one without gradient in this step is nobody's neighbour and is
+    not kept. Of equal scores the first task wins, so that reordering tied tasks changes which are kept.
 
     Options:
         n_byzantine: f, how many tasks may be corrupt.
@@ -31,16 +36,17 @@ class Krum(SolverMethod):
     n_selected: int = 1
 
     def __post_init__(self) -> None:
-        if self.n_byzantine < 0:
-            raise ValueError(f"n_byzantine: expected a number >= 0, found {self.n_byzantine}.")
-        if self.n_selected < 1:
-            raise ValueError(f"n_selected: expected a number >= 1, found {self.n_selected}.")
+        check_integer("n_byzantine", self.n_byzantine, at_least=0, at_most=MOST_TASKS)
+        check_integer("n_selected", self.n_selected, at_least=1, at_most=MOST_TASKS)
 
     def options(self, tasks: int, step: Step) -> list[float]:
-        needed = max(self.n_byzantine + 3, self.n_selected)
-        if tasks < needed:
+        present = present_count(tasks, step)
+        if self.n_byzantine + 3 > present or self.n_selected > present:
             raise ValueError(
-                f"krum: expected at least {needed} tasks for n_byzantine={self.n_byzantine} and n_selected={self.n_selected}, "
-                f"found {tasks}."
+                f"krum: expected at least n_byzantine + 3 and n_selected tasks with a gradient, found {present} tasks for "
+                f"n_byzantine={self.n_byzantine}, n_selected={self.n_selected}."
             )
         return [float(self.n_byzantine), float(self.n_selected)]
+
+    def given(self, gram: Tensor, step: Step) -> Tensor | None:
+        return presence(step, gram)

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradsurgery.options import check_bool, check_choice
+
 from .preference import beside, is_complete
 from .registry import SolverMethod, Step, register, required_losses
 
@@ -50,19 +52,20 @@ class MGDA(SolverMethod):
     ignore_zero_rows: bool = False
 
     def __post_init__(self) -> None:
-        if self.gn not in ("none", "l2", "loss", "loss+"):
-            raise ValueError(f"gn: expected 'none', 'l2', 'loss' or 'loss+', found {self.gn!r}.")
-        if not isinstance(self.ignore_zero_rows, bool):
-            raise TypeError(f"ignore_zero_rows: expected a bool, found {type(self.ignore_zero_rows).__name__}.")
+        check_choice("gn", self.gn, ("none", "l2", "loss", "loss+"))
+        check_bool("ignore_zero_rows", self.ignore_zero_rows)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The losses, where they normalise."""
+        return frozenset({"losses"} if self.gn in ("loss", "loss+") else ())
 
     def options(self, tasks: int, step: Step) -> list[float]:
         return [float(self.gn in ("l2", "loss+")), float(self.ignore_zero_rows)]
 
     def given(self, gram: Tensor, step: Step) -> Tensor | None:
         T = gram.shape[-1]
-        factors = None
-        if self.gn in ("loss", "loss+"):
-            factors = required_losses(self, step)
+        factors = required_losses(self, step) if "losses" in self.needs else None
         if step.present is None or is_complete(step):
             return factors
         if factors is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradsurgery.options import check_number
+
 from .cross import CrossMethod
-from .options import check_number
 from .registry import Step, register
 
 
@@ -37,4 +38,4 @@ class MoDo(CrossMethod):
         check_number("rho", self.rho, at_least=0)
 
     def options(self, tasks: int, step: Step) -> list[float]:
-        return [self.gamma, self.rho]
+        return [float(self.gamma), float(self.rho)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+from gradsurgery.options import check_number
 
 from .registry import SolverMethod, Step, register
 
@@ -41,8 +42,7 @@ class NashMTL(SolverMethod):
     max_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.max_norm) and self.max_norm >= 0):
-            raise ValueError(f"max_norm: expected a finite number >= 0, 0 for no clip, found {self.max_norm}.")
+        check_number("max_norm", self.max_norm, at_least=0)
 
     def options(self, tasks: int, step: Step) -> list[float]:
         return [float(self.max_norm)]

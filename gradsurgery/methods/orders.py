@@ -20,7 +20,7 @@ def check_order(order: Order, seed: int | None) -> None:
     """
     if isinstance(order, Tensor):
         _check_given(order)
-    elif order not in ("random", "ascending"):
+    elif not isinstance(order, str) or order not in ("random", "ascending"):
         raise ValueError(f"order: expected 'random', 'ascending' or an int64 tensor [T, T], found {order!r}.")
     check_seed(seed)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import MOST_TASKS, check_integer, check_number
 
 from .preference import beside, check_count, checked_numbers, is_complete
 from .registry import SolverMethod, Step, register
@@ -47,16 +47,13 @@ class PCD(SolverMethod):
     primary: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.tau, (Sequence, Tensor)):
-            object.__setattr__(self, "tau", checked_numbers(self.tau, "tau", high=1.0))
-        elif not isinstance(self.tau, (int, float)) or not 0 <= self.tau <= 1:
-            raise ValueError(f"tau: expected a number in [0, 1], or one a task, found {self.tau!r}.")
-        if not 0 <= self.beta < 1:
-            raise ValueError(f"beta: expected a number in [0, 1), found {self.beta!r}.")
-        if not 0 <= self.eps < math.inf:
-            raise ValueError(f"eps: expected a finite number >= 0, found {self.eps!r}.")
-        if isinstance(self.primary, bool) or not isinstance(self.primary, int) or self.primary < 0:
-            raise ValueError(f"primary: expected the index of a task, found {self.primary!r}.")
+        if isinstance(self.tau, (tuple, list, Tensor)):
+            object.__setattr__(self, "tau", checked_numbers("tau", self.tau, at_least=0, at_most=1))
+        else:
+            check_number("tau", self.tau, at_least=0, at_most=1)
+        check_number("beta", self.beta, at_least=0, below=1)
+        check_number("eps", self.eps, at_least=0)
+        check_integer("primary", self.primary, at_least=0, at_most=MOST_TASKS)
 
     def task_state(self, grads: TaskGradients, groups: int = 1) -> dict[str, Tensor]:
         """(moving average of ‖g_i‖², steps in it) for every task. [T, 2], or [G, T, 2] for several groups"""
@@ -76,7 +73,7 @@ class PCD(SolverMethod):
                 return None
             taus = [float(self.tau)] * T
         else:
-            check_count(self.tau, "tau", T)
+            check_count("tau", self.tau, T)
             taus = list(self.tau)
         if step.present is not None:
             taus = [tau if present else torch.nan for tau, present in zip(taus, step.present, strict=True)]

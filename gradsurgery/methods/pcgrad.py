@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import check_bool, check_choice
 
 from .orders import Order, arrange, check_order, initial_key
 from .registry import NO_STEP, Method, Solution, Step, check_gram, present_count, register
@@ -53,8 +54,8 @@ class PCGrad(Method):
 
     def __post_init__(self) -> None:
         check_order(self.order, self.seed)
-        if self.reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction: expected 'sum' or 'mean', found {self.reduction!r}.")
+        check_bool("include_self", self.include_self)
+        check_choice("reduction", self.reduction, ("sum", "mean"))
 
     def initial_state(self) -> dict[str, Tensor]:
         """The counter (seed, step) behind the random orders."""

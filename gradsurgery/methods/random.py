@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from .keys import check_seed, first_key, stateless_key
+from .preference import presence
 from .registry import NO_STEP, Solution, SolverMethod, Step, check_gram, register
 
 
@@ -40,9 +41,7 @@ class Random(SolverMethod):
         return {"key": first_key(self.seed)}
 
     def given(self, gram: Tensor, step: Step) -> Tensor | None:
-        if step.present is None or all(step.present):
-            return None
-        return gram.new_tensor([float(present) for present in step.present])
+        return presence(step, gram)
 
     def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
         check_gram(gram)

@@ -24,7 +24,7 @@ from gradsurgery.capture.gradients import TaskGradients
 State = Mapping[str, Tensor]
 """A method's memory between steps: named tensors that the caller keeps, and the method updates in place."""
 
-NO_STATE: State = MappingProxyType({})
+NO_STATE: State = {}  # a plain dict, which the compiler can trace; nobody writes to it
 
 
 class Step(NamedTuple):
@@ -82,6 +82,11 @@ class Method:
             known = ", ".join(cls.spec.options) or "no options"
             raise TypeError(f"method {cls.spec.name!r} has no option {', '.join(map(repr, unknown))}; it takes {known}.")
         return cls(**options)
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What a step must tell besides the gradients, with these options; see ``MethodSpec.needs``."""
+        return self.spec.needs
 
     def initial_state(self) -> dict[str, Tensor]:
         """Tensors to keep between steps that do not depend on the gradients, such as the counter of random draws."""
@@ -209,7 +214,7 @@ class MethodSpec:
         options: option names and their defaults.
         properties: declared mathematical properties; the tests prove each over random gradients.
         degree: A(s G) = s^degree A(G) with the default options; None where there is no such number.
-        needs: what a step must tell besides the gradients: "losses", "against".
+        needs: what a step must tell besides the gradients with the default options: "losses", "against"; see ``Method.needs``.
         paper: where the method comes from.
         summary: the first line of its documentation, the formula.
     """
@@ -342,17 +347,24 @@ def build(method: str | Method, **options: Any) -> Method:
 
     Raises:
         ValueError: an unknown name.
-        TypeError: an option the method does not have, or options beside a method that is built already.
+        TypeError: what is neither a name nor a method, an option the method does not have, or options beside a method that is
+            built already.
     """
     if isinstance(method, Method):
         if options:
             raise TypeError(f"options {sorted(options)} cannot change the given {type(method).__name__}; build it with them.")
         return method
+    if not isinstance(method, str):
+        raise TypeError(f"method: expected a method's name or a built method, found {method!r}.")
     if not options:
         default = _DEFAULTS.get(method)
         if default is None:
-            default = _DEFAULTS[method] = _spec(method).build()
+            default = _spec(method).build()
+            if not torch.compiler.is_compiling():
+                _DEFAULTS[method] = default
         return default
+    if torch.compiler.is_compiling():  # a graph can neither read the cache nor add to the table
+        return _spec(method).build(**options)
     try:
         return _cached(method, tuple(options), *options.values())
     except TypeError:  # an unhashable value; building says whether it is wrong
@@ -379,6 +391,20 @@ def _cached(name: str, names: tuple[str, ...], *values: Any) -> Method:
 def present_count(tasks: int, step: Step) -> int:
     """How many tasks have a gradient in this step."""
     return tasks if step.present is None else sum(step.present)
+
+
+def check_takes_against(method: Method) -> None:
+    """Raises unless a method multiplies the gradients of two batches.
+
+    Raises:
+        ValueError: it would leave those of the second one out.
+    """
+    if "against" not in method.needs:
+        takers = ", ".join(name for name, spec in methods().items() if "against" in spec.needs)
+        raise ValueError(
+            f"against: expected none, as method {method.spec.name!r} works on one batch's gradients; those that take a second "
+            f"batch are {takers}."
+        )
 
 
 def required_losses(method: Method, step: Step) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradsurgery.options import check_integer, check_number
+
 from .cross import CrossMethod
-from .options import check_number
 from .registry import Step, register
 
 
@@ -43,8 +44,7 @@ class SDMGrad(CrossMethod):
         check_number("lr", self.lr, above=0)
         check_number("momentum", self.momentum, at_least=0, below=1)
         check_number("lam", self.lam, at_least=0)
-        if isinstance(self.n_iter, bool) or not isinstance(self.n_iter, int) or not 1 <= self.n_iter <= 10_000:
-            raise ValueError(f"n_iter: expected an integer from 1 to 10000, found {self.n_iter!r}.")
+        check_integer("n_iter", self.n_iter, at_least=1, at_most=10_000)
 
     def options(self, tasks: int, step: Step) -> list[float]:
-        return [self.lr, self.momentum, float(self.n_iter), self.lam]
+        return [float(self.lr), float(self.momentum), float(self.n_iter), float(self.lam)]

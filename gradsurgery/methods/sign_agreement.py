@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import check_choice, check_number
 
 from .coordinatewise import CoordinatewiseMethod
 from .registry import register
@@ -41,10 +42,9 @@ class SignAgreement(CoordinatewiseMethod):
     reduction: Literal["sum", "mean"] = "mean"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.threshold, (int, float)) or not 0 <= self.threshold <= 1:
-            raise ValueError(f"threshold: expected a number in [0, 1], found {self.threshold!r}.")
-        if self.reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction: expected 'sum' or 'mean', found {self.reduction!r}.")
+        super().__post_init__()
+        check_number("threshold", self.threshold, at_least=0, at_most=1)
+        check_choice("reduction", self.reduction, ("sum", "mean"))
 
     def rule_options(self, grads: TaskGradients) -> list[float]:
         return [float(self.threshold), float(self.reduction == "mean")]

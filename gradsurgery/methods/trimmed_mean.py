@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.options import MOST_TASKS, check_integer
 
 from .coordinatewise import CoordinatewiseMethod, present_at_positions
 from .registry import register
@@ -33,8 +34,8 @@ class TrimmedMean(CoordinatewiseMethod):
     trim: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.trim, int) or self.trim < 0:
-            raise ValueError(f"trim: expected an integer >= 0, found {self.trim!r}.")
+        super().__post_init__()
+        check_integer("trim", self.trim, at_least=0, at_most=MOST_TASKS)
 
     def rule_options(self, grads: TaskGradients) -> list[float]:
         for p, present in enumerate(present_at_positions(grads)):

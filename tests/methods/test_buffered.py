@@ -386,3 +386,24 @@ def test_an_excess_risk_out_of_range_of_its_baseline_changes_no_weight() -> None
     out = surgery.aggregate(torch.tensor([[1e150] * 3, [1e-160] * 3], dtype=torch.float64))
     assert torch.as_tensor(out).isnan().all()
     assert torch.equal(surgery.excess_log_weights, before)
+
+
+@pytest.mark.parametrize("method", BUFFERED)
+def test_a_wider_dtype_than_the_buffers_is_refused(method: str) -> None:
+    needs = gs.methods()[method].needs
+    losses = {"losses": [torch.tensor(1.0), torch.tensor(2.0)]} if "losses" in needs else {}
+    surgery = gs.GradientAggregator(method, tasks=2)
+    rows = [torch.randn(4), torch.randn(4)]
+    surgery.aggregate([row.half() for row in rows], **losses)  # type: ignore[arg-type]
+    before = {name: tensor.clone() for name, tensor in surgery.named_buffers()}
+    with pytest.raises(
+        ValueError, match=rf"gradients: expected .* method '{method}' keeps buffers of torch.float32; found float64"
+    ):
+        surgery.aggregate([row.double() for row in rows], **losses)  # type: ignore[arg-type]
+    for name, tensor in surgery.named_buffers():
+        assert torch.equal(tensor, before[name])
+    surgery.aggregate(rows, **losses)  # type: ignore[arg-type]
+    wide = gs.GradientAggregator(method, tasks=2)
+    wide.aggregate([row.double() for row in rows], **losses)  # type: ignore[arg-type]
+    wide.aggregate(rows, **losses)  # type: ignore[arg-type]
+    assert wide.get_buffer("buffer_0").dtype == torch.float64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -149,16 +150,27 @@ def test_options_reach_the_inner_method() -> None:
     assert "scale_mode='rmse'" in repr(gs.GradientAggregator(by_name))
 
 
+def test_what_the_documentation_says_of_colliding_names_holds() -> None:
+    (said,) = re.findall(r"``inner=(gradsurgery\.methods.*?)``", gs.methods()["crmogm"].cls.__doc__ or "")
+    inner = eval(said, {"gradsurgery": gs})
+    assert (inner.spec.name, inner.alpha) == ("fairgrad", 2.0)
+    K = gs.gram(G[0])
+    assert torch.equal(gs.weights(K, "crmogm", inner=inner, alpha=0.5), gs.weights(K, "fairgrad", alpha=2.0))
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"inner": "nosuch"}, ValueError, "method: expected one of .*, found 'nosuch'"),
+        ({"inner": "nosuch"}, ValueError, "^inner: expected one of .*, found 'nosuch'"),
         ({"inner": 3}, TypeError, "inner: expected a method's name or a built method, found 3"),
         ({"inner": "crmogm"}, ValueError, "inner: expected a method that finds weights from K, found 'crmogm'"),
-        ({"alpha": 1.5}, ValueError, r"alpha: expected a number in \[0, 1\], found 1.5"),
-        ({"alpha": "a"}, ValueError, r"alpha: expected a number in \[0, 1\], found 'a'"),
-        ({"inner": "imtlg", "power": 2}, TypeError, "method 'imtlg' has no option 'power'; it takes no options"),
-        ({"inner": build("imtlg"), "power": 2}, TypeError, r"options \['power'\] cannot change the given IMTLG"),
+        ({"alpha": 1.5}, ValueError, "alpha: expected a finite number >= 0 and <= 1, found 1.5"),
+        ({"alpha": "a"}, TypeError, "alpha: expected a number, found str"),
+        ({"inner": ["mgda"]}, TypeError, r"^inner: expected a method's name or a built method, found \['mgda'\]"),
+        ({"inner": "fairgrad", "alpha": 1.0, "max_norm": 1}, TypeError, "^inner: method 'fairgrad' has no option 'max_norm'"),
+        ({"inner": "krum", "n_byzantine": -1}, ValueError, "^inner: n_byzantine: expected an integer"),
+        ({"inner": "imtlg", "power": 2}, TypeError, "^inner: method 'imtlg' has no option 'power'; it takes no options"),
+        ({"inner": build("imtlg"), "power": 2}, TypeError, r"^inner: options \['power'\] cannot change the given IMTLG"),
         ({"initial_weights": [1.0]}, ValueError, "initial_weights: expected 3 numbers, one a task, found 1"),
         ({"initial_weights": "a"}, TypeError, "initial_weights: expected a tensor"),
     ],

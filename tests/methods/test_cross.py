@@ -270,7 +270,7 @@ def test_a_second_batch_that_does_not_fit(method: str) -> None:
     [
         ("sdmgrad", {"lr": 0.0}, r"lr: expected a finite number > 0, found 0.0"),
         ("sdmgrad", {"momentum": 1.0}, r"momentum: expected a finite number >= 0 and < 1, found 1.0"),
-        ("sdmgrad", {"n_iter": 0}, r"n_iter: expected an integer from 1 to 10000, found 0"),
+        ("sdmgrad", {"n_iter": 0}, r"n_iter: expected an integer >= 1 and <= 10000, found 0"),
         ("sdmgrad", {"lam": -0.1}, r"lam: expected a finite number >= 0, found -0.1"),
         ("modo", {"gamma": 0.0}, r"gamma: expected a finite number > 0, found 0.0"),
         ("modo", {"rho": -1.0}, r"rho: expected a finite number >= 0, found -1.0"),

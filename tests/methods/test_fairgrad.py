@@ -195,8 +195,8 @@ def test_a_clip_of_a_vanishing_combination(name: str) -> None:
         ("fairgrad", {"alpha": -1}, r"alpha: expected a finite number > 0, found -1"),
         ("fairgrad", {"alpha": math.inf}, r"alpha: expected a finite number > 0, found inf"),
         ("fairgrad", {"alpha": math.nan}, r"alpha: expected a finite number > 0, found nan"),
-        ("nashmtl", {"max_norm": -1.0}, r"max_norm: expected a finite number >= 0, 0 for no clip, found -1.0"),
-        ("nashmtl", {"max_norm": math.nan}, r"max_norm: expected a finite number >= 0, 0 for no clip, found nan"),
+        ("nashmtl", {"max_norm": -1.0}, r"max_norm: expected a finite number >= 0, found -1.0"),
+        ("nashmtl", {"max_norm": math.nan}, r"max_norm: expected a finite number >= 0, found nan"),
     ],
 )
 def test_bad_options(name: str, options: dict[str, float], message: str) -> None:

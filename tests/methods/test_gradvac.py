@@ -181,9 +181,9 @@ def test_an_order_outside_gives_nan_and_changes_no_memory() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"beta": -0.1}, ValueError, r"beta: expected a number from 0 to 1, found -0.1"),
-        ({"beta": 1.5}, ValueError, r"beta: expected a number from 0 to 1, found 1.5"),
-        ({"beta": float("nan")}, ValueError, r"beta: expected a number from 0 to 1, found nan"),
+        ({"beta": -0.1}, ValueError, r"beta: expected a finite number >= 0 and <= 1, found -0.1"),
+        ({"beta": 1.5}, ValueError, r"beta: expected a finite number >= 0 and <= 1, found 1.5"),
+        ({"beta": float("nan")}, ValueError, r"beta: expected a finite number >= 0 and <= 1, found nan"),
         ({"order": "descending"}, ValueError, r"order: expected 'random', 'ascending' or .*, found 'descending'"),
         ({"order": torch.tensor([[0, 0], [1, 0]])}, ValueError, r"order: expected every row to be a permutation"),
         ({"seed": 0.5}, TypeError, r"seed: expected an integer or None, found float"),

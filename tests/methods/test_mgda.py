@@ -114,9 +114,9 @@ def test_errors() -> None:
     K = torch.eye(2, dtype=torch.float64)
     with pytest.raises(ValueError, match="losses: method 'mgda' needs the tasks' losses"):
         gs.weights(K, "mgda", gn="loss")
-    with pytest.raises(ValueError, match=r"gn: expected 'none', 'l2', 'loss' or 'loss\+', found 'l1'"):
+    with pytest.raises(ValueError, match=r"gn: expected one of 'none', 'l2', 'loss', 'loss\+', found 'l1'"):
         gs.weights(K, "mgda", gn="l1")
-    with pytest.raises(TypeError, match="ignore_zero_rows: expected a bool, found int"):
+    with pytest.raises(TypeError, match="ignore_zero_rows: expected True or False, found int"):
         gs.weights(K, "mgda", ignore_zero_rows=1)
 
 
@@ -125,3 +125,12 @@ def test_losses_are_asked_for_by_the_normaliser_alone() -> None:
     K = gs.gram(torch.randn(3, 5, dtype=torch.float64))
     w = method.weights(K, Step(losses=torch.ones(3, dtype=torch.float64)))
     torch.testing.assert_close(w, gs.weights(K, "mgda"))
+
+
+@pytest.mark.parametrize("gn", ["loss", "loss+"])
+def test_a_task_without_loss_is_absent(gn: str) -> None:
+    K = gs.gram(torch.randn(3, 5, dtype=torch.float64))
+    w = gs.weights(K, "mgda", gn=gn, losses=[1.0, None, 2.0])
+    assert w[1] == 0
+    pair = gs.weights(K[::2, ::2].contiguous(), "mgda", gn=gn, losses=[1.0, 2.0])
+    torch.testing.assert_close(w[::2], pair)

@@ -127,7 +127,7 @@ def test_constant_weights_are_those_given(given: object) -> None:
         ([1.0, 2.0, 3.0], ValueError, "weights: expected 2 numbers, one a task, found 3"),
         ([[1.0, 2.0]], TypeError, r"weights\[0\]: expected a number, found list"),
         (torch.ones(1, 2), ValueError, r"weights: expected one number a task, found a tensor of shape \[1, 2\]"),
-        ([1.0, math.inf], ValueError, r"weights\[1\]: expected a finite number .*, found inf"),
+        ([1.0, math.inf], ValueError, r"weights\[1\]: expected a finite number, found inf"),
         ("12", TypeError, "weights: expected a tensor, tuple or list with one number a task, found str"),
         (2.0, TypeError, "weights: expected a tensor, tuple or list with one number a task, found float"),
     ],

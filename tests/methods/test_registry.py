@@ -104,6 +104,45 @@ def test_build_shares_what_cannot_change() -> None:
         build(method, seed=1)
 
 
+@pytest.mark.parametrize("name", [name for name, spec in gs.methods().items() if "against" not in spec.needs])
+def test_a_second_batch_that_would_be_ignored_is_refused(name: str) -> None:
+    G = torch.randn(3, 4)
+    for form in (G, list(G), [[row] for row in G]):
+        with pytest.raises(ValueError, match=rf"against: expected none, as method '{name}' .* those .* are modo, sdmgrad"):
+            gs.aggregate(form, name, against=form)
+
+
+def test_needs_are_those_of_the_options() -> None:
+    for name, spec in gs.methods().items():
+        assert build(name).needs == spec.needs
+    assert build("mgda", gn="l2").needs == set()
+    assert build("mgda", gn="loss").needs == build("mgda", gn="loss+").needs == {"losses"}
+    assert build("crmogm", gn="loss").needs == {"losses"}
+    assert build("crmogm", inner="imtlg").needs == set()
+
+
+@pytest.mark.parametrize(
+    "method", [build("moco"), build("dbmtl"), build("mgda", gn="loss"), build("crmogm", gn="loss+")], ids=lambda m: m.spec.name
+)
+def test_a_present_task_without_loss_is_refused(method: Method) -> None:
+    G = torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"losses: expected one of every task with a gradient, found none of tasks \[1\]"):
+        gs.aggregate(G, method, losses=[1.0, None, 2.0])
+    with pytest.raises(ValueError, match=r"losses: method '\w+' needs the tasks' losses, found none"):
+        gs.aggregate(G, method)
+    out = gs.aggregate([G[0], None, G[2]], method, losses=[1.0, None, 2.0])
+    assert isinstance(out, Tensor)
+    assert out.isfinite().all()
+    if method.spec.name != "moco":  # whose weights begin at 1/T over all tasks
+        torch.testing.assert_close(out, gs.aggregate([G[0], G[2]], method, losses=[1.0, 2.0]))
+
+
+def test_what_is_no_name_is_no_method() -> None:
+    for wrong in (["pcgrad"], None, 3, {"pcgrad"}, Method):
+        with pytest.raises(TypeError, match=r"method: expected a method's name or a built method, found"):
+            build(wrong)  # type: ignore[arg-type]
+
+
 # --- packages that bring methods --------------------------------------------------------------------------------------------------
 
 MODULE = '''
