@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE_KEY
+from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from gradsurgery import ops
@@ -17,18 +17,21 @@ from gradsurgery.capture.detach import Detached
 from gradsurgery.capture.features import Features, passes_through
 from gradsurgery.capture.gradients import TaskGradients
 from gradsurgery.capture.grouping import GroupBy, group_labels
-from gradsurgery.capture.losses import scalar_loss
+from gradsurgery.capture.losses import scalar_loss, stacked
 from gradsurgery.capture.split import split
 from gradsurgery.capture.tasks import TaskNames
 from gradsurgery.functional import Gradient, Gradients, checked_targets, second_batch
+from gradsurgery.memory import MethodMemory
 from gradsurgery.methods import Method, Solution, Step, build
+from gradsurgery.methods.registry import check_takes_against
 from gradsurgery.monitor import Statistics
+from gradsurgery.options import check_integer
 
 StepHook = Callable[[Statistics, Tensor], None]
 L = TypeVar("L", bound=Mapping[str, Tensor] | Sequence[Tensor | None])
 
 
-class GradientAggregator(nn.Module):
+class GradientAggregator(MethodMemory):
     """Gradient surgery on the shared representation of a multi-task network.
 
     Form A, one line between trunk and heads::
@@ -71,22 +74,15 @@ class GradientAggregator(nn.Module):
         history: int = 1024,
         **options: Any,
     ) -> None:
-        super().__init__()
-        self.method = build(method, **options)
-        self._names = TaskNames(tasks)
+        super().__init__(build(method, **options), TaskNames(tasks))
         self._group_by = group_by
         if group_by is not None:
             group_labels((), group_by)  # refuses what is no grouping
-        self._step = 0
-        self._history: deque[Statistics] = deque(maxlen=_positive("history", history))
+        check_integer("history", history, at_least=1)
+        self._history: deque[Statistics] = deque(maxlen=history)
         self._detached: Detached | None = None
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
-        self._losses: dict[str, Tensor] = {}
-        self._state_tasks = 0  # for how many tasks the method's memory has room,
-        self._state_groups: tuple[str, ...] = ()  # and of which groups
-        self._positions: list[int] | None = None  # of the gradients that a method keeps buffers for
-        for name, tensor in self.method.initial_state().items():
-            self.register_buffer(name, tensor)
+        self._losses: dict[str, Tensor | float] = {}
 
     # --- form A -------------------------------------------------------------------------------------------------------------
 
@@ -169,7 +165,8 @@ class GradientAggregator(nn.Module):
         torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
 
     def reset(self) -> None:
-        """Drops detached features that will not be propagated, after an error in the middle of a step."""
+        """Drops detached features that will not be propagated, and observed losses, after an error in the middle of a step."""
+        self._losses = {}
         if self._detached is not None:
             self._detached.release()
             self._detached = None
@@ -229,6 +226,8 @@ class GradientAggregator(nn.Module):
             TypeError, ValueError: as for ``gradsurgery.aggregate``; or a number of tasks that contradicts those known.
         """
         given = TaskGradients.of(grads)
+        if against is not None:
+            check_takes_against(self.method)
         second = None if against is None else second_batch(given, against)
         targets = None if out is None else checked_targets(given, out)
         if self._names.declared and given.tasks != len(self._names):
@@ -261,6 +260,7 @@ class GradientAggregator(nn.Module):
             targets: where to write; without them the results are new, and None where no task has a gradient. [P]
             against: of a second batch, at the positions that ``given`` reaches.
         """
+        told, self._losses = self._losses, {}  # whatever becomes of this step, they are not the next one's
         result: list[Tensor | None] = [None] * given.pieces if targets is None else list(targets)
         reached = given.reached()
         if targets is not None:
@@ -278,9 +278,8 @@ class GradientAggregator(nn.Module):
         second = against if against is None or whole else against.at(range(against.pieces), places)
         ops.warn_if_reference(grads.device)
         out = grads.empty() if targets is None else [targets[p] for p in reached]
-        step = Step(self._state(grads, reached, group_names), grads.present, self._told_losses(grads), second)
+        step = Step(self._state(grads, reached, group_names), grads.present, self._checked_losses(told, grads), second)
         solution = self.method.surgery_(out, grads, step, groups)
-        self._losses = {}
         self._record(solution, grads.present, group_names)
         for p, tensor in zip(reached, out, strict=True):
             if targets is not None or given.shape(p) is not None:
@@ -296,7 +295,7 @@ class GradientAggregator(nn.Module):
 
     def _record(self, solution: Solution, present: tuple[bool, ...], groups: tuple[str, ...]) -> None:
         tasks = tuple(self._names.known)
-        step = Statistics(self._step, tasks, present, solution.gram, solution.weights, solution.status, groups)
+        step = Statistics(self._step, tasks, present, solution.gram, solution.weights, solution.status, groups, solution.combined)
         self._history.append(step)
         self._step += 1
         for hook in list(self._step_hooks.values()):
@@ -381,97 +380,20 @@ class GradientAggregator(nn.Module):
         self._losses = told
         return losses
 
-    def _told_losses(self, grads: TaskGradients) -> Tensor | None:
-        """The losses observed in this step, NaN for tasks without. [T] float64"""
-        if not self._losses:
+    def _checked_losses(self, told: Mapping[str, Tensor | float], grads: TaskGradients) -> Tensor | None:
+        """The losses told of this step, NaN for tasks without. [T] float64"""
+        if not told:
             return None
-        if "losses" in self.method.spec.needs:
-            missing = [
-                name for name, here in zip(self._names.known, grads.present, strict=True) if here and name not in self._losses
-            ]
+        if "losses" in self.method.needs:
+            missing = [name for name, here in zip(self._names.known, grads.present, strict=True) if here and name not in told]
             if missing:
                 raise ValueError(f"losses: expected one of every task with a gradient, found none of {', '.join(missing)}.")
-        absent = torch.full((), torch.nan, dtype=torch.float64)
-        return torch.stack([self._losses.get(name, absent).to(grads.device) for name in self._names.known])
+        return stacked([told.get(name, math.nan) for name in self._names.known], grads.device)
 
     # --- state --------------------------------------------------------------------------------------------------------------
 
-    def _state(self, grads: TaskGradients, reached: list[int], groups: tuple[str, ...]) -> dict[str, Tensor]:
-        """The method's memory, on the gradients' device, with room for all tasks."""
-        if self._state_tasks:
-            self.method.check_fits(dict(self.named_buffers(recurse=False)), grads)
-        if self.method.spec.family == "buffered":
-            if self._positions not in (None, reached):
-                raise ValueError(
-                    f"gradients: expected some task's gradient at the positions {self._positions} as in earlier steps, for which "
-                    f"method {self.method.spec.name!r} keeps buffers; found them at {reached}."
-                )
-            self._positions = reached
-        if self._state_tasks and self._state_groups != groups and self.method.task_state(grads, max(len(groups), 1)):
-            raise ValueError(
-                f"group_by: expected the groups {list(self._state_groups)} of earlier steps, for which method "
-                f"{self.method.spec.name!r} keeps memory; found {list(groups)}."
-            )
-        if self._state_tasks != grads.tasks:
-            for name, fresh in self.method.task_state(grads, max(len(groups), 1)).items():
-                known = self._buffers.get(name)
-                if known is not None:
-                    fresh[tuple(slice(size) for size in known.shape)] = known.to(fresh.device)
-                self.register_buffer(name, fresh)
-            self._state_tasks, self._state_groups = grads.tasks, groups
-        state = dict(self.named_buffers(recurse=False))
-        for name, tensor in state.items():
-            if tensor.device != grads.device:  # a module that was never moved beside the model
-                state[name] = self._buffers[name] = tensor.to(grads.device)
-        return state
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GradientAggregator:
-        """Moves the memory with the model, but leaves its types: ``half()`` is meant for the parameters."""
-
-        def keeping_type(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
-        super()._apply(keeping_type, recurse)
-        return self
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """A method's memory begins with its first step: what this module has of it becomes what the checkpoint has."""
-        extra = prefix + EXTRA_STATE_KEY
-        saved = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix) and key != extra}
-        if extra in state_dict:  # else torch says what is missing
-            for name in set(self._buffers) - set(saved) - set(self.method.initial_state()):
-                del self._buffers[name]
-            for name, tensor in saved.items():
-                known = self._buffers.get(name)
-                if known is None or known.shape != tensor.shape:
-                    self.register_buffer(name, torch.empty_like(tensor, device=None if known is None else known.device))
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """What ``state_dict`` holds beside the method's tensors."""
-        return {
-            "method": self.method.spec.name,
-            "tasks": list(self._names.known),
-            "step": self._step,
-            "state_tasks": self._state_tasks,
-            "state_groups": list(self._state_groups),
-            "positions": self._positions,
-        }
-
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores it.
-
-        Raises:
-            ValueError: the state is of another method, or of other tasks.
-        """
-        if state["method"] != self.method.spec.name:
-            raise ValueError(f"state_dict: expected the state of {self.method.spec.name!r}, found one of {state['method']!r}.")
-        self._names.restore(state["tasks"])
-        self._step = int(state["step"])
-        self._state_tasks = int(state["state_tasks"])
-        self._state_groups = tuple(state["state_groups"])
-        self._positions = state["positions"]
+        super().set_extra_state(state)
         self._history.clear()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -485,9 +407,3 @@ class GradientAggregator(nn.Module):
     def forward(self, features: Any, tasks: Sequence[str] | int | None = None) -> tuple[Any, ...]:
         """``split``, so that the aggregator can stand in a model like any module."""
         return self.split(features, tasks)
-
-
-def _positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}: expected a positive integer, found {value!r}.")
-    return value

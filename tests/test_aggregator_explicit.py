@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from host_copies import NoHostCopies
 from torch import Tensor
 
 import gradsurgery as gs
@@ -184,3 +185,43 @@ def test_it_works_in_eval_mode_and_without_grad() -> None:
         assert torch.equal(surgery.aggregate(torch.ones(2, 3)), torch.full((3,), 2.0))  # type: ignore[arg-type]
     out = surgery.aggregate(torch.ones(2, 3, requires_grad=True))
     assert not out.requires_grad  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("method", sorted(gs.methods()))
+def test_no_number_comes_from_the_host(method: str) -> None:
+    """Once there is memory, whether a task is absent or not, and losses are tensors, numbers or unknown. Meta has none to read."""
+    spec = gs.methods()[method]
+    options: dict[str, Any] = {"weights": (1.0, 2.0, 3.0, 4.0)} if method == "constant" else {}
+    surgery = gs.GradientAggregator(method, tasks=4, **options)
+    G = torch.randn(4, 6, device="meta")
+    loss = torch.ones((), device="meta")
+    against = {"against": G} if "against" in surgery.method.needs else {}
+    surgery.aggregate(G, [loss] * 4, **against)
+    some = [G[0], None, G[2], G[3]]
+    against = {"against": some} if against else {}
+    with NoHostCopies():
+        surgery.aggregate(G, [loss, 2.0, loss, 0.5], **dict.fromkeys(against, G))  # type: ignore[list-item]
+        surgery.aggregate(some, [loss, None, 2.0, loss], **against)  # type: ignore[list-item]
+        if "losses" not in spec.needs:
+            surgery.aggregate(some, **against)
+        assert surgery.weights is None or surgery.weights.device.type == "meta"
+
+
+@pytest.mark.parametrize("options", [{"method": "mgda", "gn": "loss"}, {"method": "crmogm", "inner": "mgda", "gn": "loss"}])
+def test_a_loss_that_the_options_ask_for(options: dict[str, Any]) -> None:
+    surgery = gs.GradientAggregator(**options, tasks=("a", "b"))
+    grads = [torch.ones(3), torch.arange(3.0)]
+    with pytest.raises(ValueError, match="losses: expected one of every task with a gradient, found none of b"):
+        surgery.aggregate(grads, [torch.tensor(1.0), None])
+    with pytest.raises(ValueError, match="needs the tasks' losses, found none"):
+        surgery.aggregate(grads)
+    out = surgery.aggregate([grads[0], None], [torch.tensor(1.0), None])
+    torch.testing.assert_close(out, grads[0])
+
+
+@pytest.mark.parametrize("method", ["mgda", "moco", "median"])
+def test_a_second_batch_that_would_be_ignored(method: str) -> None:
+    surgery = gs.GradientAggregator(method)
+    G = torch.ones(2, 3)
+    with pytest.raises(ValueError, match=f"against: expected none, as method '{method}' works on one batch's gradients"):
+        surgery.aggregate(G, [torch.tensor(1.0)] * 2, against=G)

@@ -98,6 +98,41 @@ def test_double_backward_is_refused() -> None:
         g.sum().backward()
 
 
+class Listening(gs.methods()["sum"].cls):  # type: ignore[misc]  # a class by its registry
+    """The sum, which hears the losses of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        object.__setattr__(self, "heard", [])
+
+    def surgery_(self, out: Any, grads: Any, step: Any, *args: Any) -> Any:
+        self.heard.append(None if step.losses is None else step.losses.tolist())
+        return super().surgery_(out, grads, step, *args)
+
+
+def test_losses_are_of_one_step() -> None:
+    """Whatever becomes of the step they were told for: taken, given up, or refused."""
+    method = Listening()
+    surgery = gs.GradientAggregator(method, tasks=2)
+    grads = [torch.ones(3), torch.ones(3)]
+    surgery.observe([torch.tensor(1.0), 2.0])  # type: ignore[type-var]
+    surgery.aggregate(grads)
+    surgery.aggregate(grads)
+    surgery.observe([torch.tensor(1.0), torch.tensor(2.0)])
+    surgery.detach(torch.randn(3, requires_grad=True) * 1)
+    surgery.reset()
+    surgery.aggregate(grads)
+    surgery.aggregate(grads, [torch.tensor(3.0), None])
+    surgery.aggregate(grads)
+    assert method.heard == [[1.0, 2.0], None, None, [3.0, pytest.approx(float("nan"), nan_ok=True)], None]
+    refused = gs.GradientAggregator("dbmtl", tasks=2)
+    refused.aggregate(grads, [torch.tensor(1.0), torch.tensor(2.0)])
+    with pytest.raises(ValueError, match="keeps buffers of the gradients' shape"):
+        refused.aggregate([torch.ones(4), torch.ones(4)], [torch.tensor(1.0), torch.tensor(2.0)])
+    with pytest.raises(ValueError, match="losses: method 'dbmtl' needs the tasks' losses, found none"):
+        refused.aggregate(grads)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -122,7 +157,8 @@ def test_double_backward_is_refused() -> None:
         (lambda s, x: gs.GradientAggregator("pcgrad").split(x, 0), ValueError, r"\(T=0\)"),
         (lambda s, x: gs.GradientAggregator("pcgrad", tasks=()), ValueError, r"\(T=0\)"),
         (lambda s, x: gs.GradientAggregator("pcgrad", tasks=("a", 1)), TypeError, "names to be strings"),
-        (lambda s, x: gs.GradientAggregator("pcgrad", history=0), ValueError, "history: expected a positive integer"),
+        (lambda s, x: gs.GradientAggregator("pcgrad", history=0), ValueError, "history: expected an integer >= 1, found 0"),
+        (lambda s, x: gs.GradientAggregator("pcgrad", history=True), TypeError, "history: expected an integer, found bool"),
         (lambda s, x: gs.GradientAggregator("nosuch"), ValueError, "method: expected one of .*pcgrad.*, found 'nosuch'"),
         (lambda s, x: gs.GradientAggregator("sum", order="random"), TypeError, "method 'sum' has no option 'order'"),
     ],

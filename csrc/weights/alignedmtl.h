@@ -52,7 +52,8 @@ struct AlignedMtl {
     said.iterations = spectrum.sweeps;
     for (int i = lanes.begin(); i < n; i += lanes.step()) pref[i] = 1.0 / unit[i];
     lanes.sync();
-    said.stationary = rank == n - 1 && cancels(reduced.gram, n, spectrum.vector(n - 1), pref, n * kRankTolerance);
+    said.stationary = rank == n ? 0.0 : -1.0;  // as of the matrix of cosines, see report_of there
+    if (rank == n - 1) said.stationary = cancels(reduced.gram, n, spectrum.vector(n - 1), pref, n * kRankTolerance);
     lanes.sync();  // every lane has read them before they change
     compose(spectrum, rank, c, pref, lanes);
     scatter(problem, reduced, pref, lanes);

@@ -48,16 +48,18 @@ GS_HOST_DEVICE void pseudo_solve(const Cosines& cosines, const double* b, double
   compose(cosines.spectrum, cosines.rank, c, y, lanes);
 }
 
-// What the decomposition says of the problem. Of linearly dependent gradients it finds a combination that shows stationarity
-// where there is but one combination that vanishes.
+// What the decomposition says of the problem: of independent gradients no combination vanishes, and where one does it is looked
+// at. Among several it would take a search, which is not made.
 GS_HOST_DEVICE Report report_of(const Cosines& cosines) {
   const int n = cosines.reduced.size;
   Report said;
   said.converged = cosines.spectrum.converged;
   said.rank = cosines.rank;
   said.iterations = cosines.spectrum.sweeps;
-  said.stationary =
-      cosines.rank == n - 1 && cancels(cosines.reduced.gram, n, cosines.spectrum.vector(n - 1), cosines.norm, n * kRankTolerance);
+  said.stationary = -1.0;
+  if (cosines.rank == n) said.stationary = 0.0;
+  if (cosines.rank == n - 1)
+    said.stationary = cancels(cosines.reduced.gram, n, cosines.spectrum.vector(n - 1), cosines.norm, n * kRankTolerance);
   return said;
 }
 

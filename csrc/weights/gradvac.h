@@ -31,6 +31,7 @@ struct GradVac {
     int32_t* const drawn = arena.ints(T);
     for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = 0.0;
     Report report;
+    report.stationary = -1.0;
     if (problem.order && !within(problem.order, T)) {
       for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = nan("");
       lanes.sync();

@@ -51,7 +51,9 @@ struct Krum {
       problem.w[i] = takes_part(i) && better < kept ? 1.0 / kept : 0.0;
     }
     lanes.sync();
-    return Report{};
+    Report report;
+    report.stationary = -1.0;
+    return report;
   }
 };
 

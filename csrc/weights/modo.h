@@ -24,6 +24,7 @@ struct Modo {
     int32_t* const task = arena.ints(T);
     const int n = present_tasks(problem, task, lanes);
     Report said;
+    said.stationary = -1.0;
     if (!recall(problem, task, w, moved, sorted, n, lanes)) return overflowed(problem, said, lanes);
     said.iterations = 1.0;
     for (int i = lanes.begin(); i < n; i += lanes.step()) {

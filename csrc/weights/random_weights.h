@@ -48,7 +48,9 @@ struct RandomWeights {
     const double sum = sum_of(z, T);
     for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = z[t] / sum;
     lanes.sync();
-    return Report{};
+    Report report;
+    report.stationary = -1.0;
+    return report;
   }
 };
 

@@ -33,6 +33,7 @@ struct Sdmgrad {
     for (int i = 0; i < n; ++i) scale += A(i, i) > 0.0 ? sqrt(A(i, i)) : 0.0;
     scale /= n;
     said.converged = scale > 0.0;
+    said.stationary = -1.0;
     for (int i = lanes.begin(); i < n; i += lanes.step()) {
       for (int j = 0; j < n; ++j) a[int64_t(i) * n + j] = scale > 0.0 ? A(i, j) / scale / scale : 0.0;
       velocity[i] = 0.0;

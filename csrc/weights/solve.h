@@ -71,6 +71,7 @@ inline void solve_groups(const HostSolver& solver, Problem problem, int groups, 
     } else {
       std::fill(problem.w, problem.w + problem.tasks, std::numeric_limits<double>::quiet_NaN());
       said.converged = 0.0;
+      said.stationary = -1.0;
     }
     const double fields[kReportFields] = {said.converged, said.stationary, said.rank, said.iterations};
     std::copy(fields, fields + kReportFields, report + int64_t(g) * kReportFields);

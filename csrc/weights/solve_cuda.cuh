@@ -66,6 +66,7 @@ __global__ void __launch_bounds__(kWarp) solve_weights(const __grid_constant__ S
   } else {
     for (int t = lanes.begin(); t < tasks; t += lanes.step()) problem.w[t] = nan("");
     said.converged = 0.0;
+    said.stationary = -1.0;
   }
   if (lanes.first()) {
     double* const report = call.report + int64_t(group) * kReportFields;

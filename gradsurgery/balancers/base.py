@@ -8,6 +8,9 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from gradsurgery.capture.tasks import task_names
+from gradsurgery.options import check_number
+
 Losses: TypeAlias = Mapping[str, Tensor] | Sequence[Tensor | None]
 """A dict by task name, or a sequence in the order of the tasks; a missing name or a None is a task absent in this step."""
 
@@ -23,14 +26,15 @@ class Balancer(nn.Module):
 
     Args:
         tasks: the tasks' names, or their number.
+
+    Raises:
+        TypeError: tasks that are no such thing, or an option of the wrong type.
+        ValueError: no task, a name twice, or a value that an option does not take.
     """
 
     def __init__(self, tasks: Sequence[str] | int) -> None:
         super().__init__()
-        names = [str(t) for t in range(tasks)] if isinstance(tasks, int) else list(tasks)
-        if isinstance(tasks, str) or not names or not all(isinstance(n, str) for n in names) or len(set(names)) < len(names):
-            raise ValueError(f"tasks: expected a positive number or different names, found {tasks!r}.")
-        self.tasks: tuple[str, ...] = tuple(names)
+        self.tasks: tuple[str, ...] = tuple(task_names(tasks))
 
     @property
     def weights(self) -> Tensor:
@@ -92,20 +96,31 @@ class Balancer(nn.Module):
         """Whether a call may change the balancer: in training, where a backward pass may follow."""
         return self.training and torch.is_grad_enabled()
 
-    def _each(self, name: str, value: PerTask) -> list[float]:
-        """``value`` of the option ``name`` task by task."""
+    def _each(self, name: str, value: PerTask, *, above: float | None = None, at_least: float | None = None) -> list[float]:
+        """``value`` of the option ``name`` task by task.
+
+        Raises:
+            TypeError: neither a number nor several, or one of them is none.
+            ValueError: not one for every task, or one that is not finite or out of bounds.
+        """
         T = len(self.tasks)
+        if isinstance(value, Tensor) and value.dim() <= 1:
+            value = value.tolist()
+        found: object = value
+        if isinstance(found, str) or not isinstance(found, (int, float, Mapping, Sequence, Tensor)):
+            raise TypeError(f"{name}: expected one number or {T} ({', '.join(self.tasks)}), found {type(found).__name__}.")
         if isinstance(value, (int, float)):
+            check_number(name, value, above=above, at_least=at_least)
             return [float(value)] * T
         each: list[float] = []
         if isinstance(value, Mapping):
             each = [value[task] for task in self.tasks] if set(value) == set(self.tasks) else []
-        elif isinstance(value, Tensor):
-            each = value.tolist() if value.dim() == 1 else []
-        else:
+        elif not isinstance(value, Tensor):
             each = list(value)
         if len(each) != T:
             raise ValueError(f"{name}: expected one number or {T} ({', '.join(self.tasks)}), found {value!r}.")
+        for task, number in zip(self.tasks, each, strict=True):
+            check_number(f"{name}[{task!r}]", number, above=above, at_least=at_least)
         return [float(number) for number in each]
 
     def extra_repr(self) -> str:

@@ -38,5 +38,5 @@ class ConstantWeights(LossOnlyBalancer):
         return self._constant.clone()
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
-        w = self._constant[self._at(here)]
+        w = self._taken(self._constant, here)
         return (w * losses).sum(), w

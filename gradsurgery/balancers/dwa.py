@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.options import check_integer, check_number
+
 from .epochs import EpochBalancer
 from .registry import register
 
@@ -42,10 +44,9 @@ class DynamicWeightAverage(EpochBalancer):
 
     def __init__(self, tasks: Sequence[str] | int, *, temp: float = 2.0, window: int | None = None) -> None:
         super().__init__(tasks)
-        if not temp > 0:
-            raise ValueError(f"temp: expected a positive number, found {temp}.")
-        if window is not None and window < 1:
-            raise ValueError(f"window: expected a positive number of calls or None, found {window}.")
+        check_number("temp", temp, above=0)
+        if window is not None:
+            check_integer("window", window, at_least=1)
         T = len(self.tasks)
         self.temp, self.window = temp, window
         # Row 0 of the last epoch, row 1 of the one before.
@@ -60,7 +61,7 @@ class DynamicWeightAverage(EpochBalancer):
         return len(self.tasks) * (rates / self.temp).softmax(0)
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
-        w = self.weights[self._at(here)]
+        w = self._taken(self.weights, here)
         if self._learning:
             self._enter(losses, here)
             self._calls += 1

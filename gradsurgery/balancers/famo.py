@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.options import check_bool, check_number
+
 from .base import Losses, PerTask
 from .loss_only import LossOnlyBalancer
 from .registry import register
@@ -68,8 +70,8 @@ class FAMO(LossOnlyBalancer):
     ) -> None:
         super().__init__(tasks)
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
-            if not value >= 0:
-                raise ValueError(f"{name}: expected a number >= 0, found {value}.")
+            check_number(name, value, at_least=0)
+        check_bool("update_on_next_call", update_on_next_call)
         self.lr, self.weight_decay, self.eps = lr, weight_decay, eps
         self.update_on_next_call = update_on_next_call
         zeros = torch.zeros(len(self.tasks), dtype=torch.float64)
@@ -83,9 +85,8 @@ class FAMO(LossOnlyBalancer):
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
         if self._learning:
             self._before_step(losses.detach(), here)
-        at = self._at(here)
-        z = self.logits[at].softmax(0)
-        D = losses - self._min_losses[at] + self.eps
+        z = self._taken(self.logits, here).softmax(0)
+        D = losses - self._taken(self._min_losses, here) + self.eps
         c = (z / D.detach()).sum()
         return (z * D.log()).sum() / c, z / (c * D.detach())
 
@@ -135,10 +136,10 @@ class FAMO(LossOnlyBalancer):
     @torch.no_grad()
     def _learn(self, after: Tensor, here: list[int]) -> None:
         """One step of Adam on x of the tasks ``here``, from their losses ``after`` the optimizer's step. [n]"""
-        at = self._at(here)
-        x, m, v, step = self.logits[at], self._exp_avg[at], self._exp_avg_sq[at], self._steps[at] + 1
-        floor = self._min_losses[at] - self.eps
-        fall = (self._previous[at] - floor).log() - (after - floor).log()
+        olds = {name: self._taken(getattr(self, name), here) for name in ("logits", "_exp_avg", "_exp_avg_sq", "_steps")}
+        x, m, v, step = olds["logits"], olds["_exp_avg"], olds["_exp_avg_sq"], olds["_steps"] + 1
+        floor = self._taken(self._min_losses, here) - self.eps
+        fall = (self._taken(self._previous, here) - floor).log() - (after - floor).log()
         z = x.softmax(0)
         gradient = z * (fall - (z * fall).sum()) + self.weight_decay * x
         m = m.lerp(gradient, 1 - _BETAS[0])
@@ -148,9 +149,7 @@ class FAMO(LossOnlyBalancer):
         fine = fall.isfinite().all()
         news = {"logits": x, "_exp_avg": m, "_exp_avg_sq": v, "_steps": step}
         for name, new in news.items():
-            buffer = getattr(self, name).clone()
-            buffer[at] = torch.where(fine, new, buffer[at])
-            setattr(self, name, buffer)
+            setattr(self, name, self._scattered(torch.where(fine, new, olds[name]), here, getattr(self, name)))
 
     def get_extra_state(self) -> dict[str, Any]:
         """Which tasks wait for their losses after the step."""

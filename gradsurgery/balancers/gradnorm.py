@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, Literal
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from gradsurgery.aggregator import GradientAggregator
 from gradsurgery.capture.probe import probing
 from gradsurgery.monitor import Statistics
+from gradsurgery.options import check_choice, check_integer, check_number
 
-from .base import Balancer
+from .base import Balancer, PerTask
 from .registry import register
 
 # Weights are positive by meaning; a long step of the optimizer must not turn a task's gradient around.
@@ -67,7 +68,7 @@ class GradNorm(Balancer):
         aggregator: a GradientAggregator through which the balanced loss is propagated.
         layer: a module, a parameter, or several parameters that all tasks share.
         alpha: restoring force; 1.5 in the paper's NYUv2 experiments, 0.12 in its toy example.
-        initial_losses: L(0) by task; by default the mean of the task's first ``initial_steps`` losses.
+        initial_losses: L(0), for all tasks or one each; by default the mean of the task's first ``initial_steps`` losses.
         initial_steps: see ``initial_losses``.
         parametrisation: "weights", the paper's: ``task_weights`` holds w. "softmax": it holds s with w = T softmax(s), as in
             LibMTL; w is positive by itself, and neither clamped nor renormalised.
@@ -83,7 +84,7 @@ class GradNorm(Balancer):
         aggregator: GradientAggregator | None = None,
         layer: nn.Module | Tensor | Iterable[Tensor] | None = None,
         alpha: float = 1.5,
-        initial_losses: Mapping[str, float] | Sequence[float] | None = None,
+        initial_losses: PerTask | None = None,
         initial_steps: int = 1,
         parametrisation: Literal["weights", "softmax"] = "weights",
     ) -> None:
@@ -92,12 +93,12 @@ class GradNorm(Balancer):
             raise ValueError(
                 "GradNorm: expected exactly one of aggregator= (norms from its Gram matrix) and layer= (a shared layer)."
             )
-        if alpha < 0:
-            raise ValueError(f"alpha: expected a number >= 0, found {alpha}.")
-        if initial_steps < 1:
-            raise ValueError(f"initial_steps: expected a positive integer, found {initial_steps}.")
-        if parametrisation not in ("weights", "softmax"):
-            raise ValueError(f"parametrisation: expected 'weights' or 'softmax', found {parametrisation!r}.")
+        wanted: object = aggregator
+        if not isinstance(wanted, GradientAggregator | None):
+            raise TypeError(f"aggregator: expected a GradientAggregator, found {type(wanted).__name__}.")
+        check_number("alpha", alpha, at_least=0)
+        check_integer("initial_steps", initial_steps, at_least=1)
+        check_choice("parametrisation", parametrisation, ("weights", "softmax"))
         T = len(self.tasks)
         self.parametrisation = parametrisation
         self.alpha = alpha
@@ -106,14 +107,7 @@ class GradNorm(Balancer):
         self.register_buffer("_initial", torch.zeros(T))
         self.register_buffer("_seen", torch.zeros(T))
         if initial_losses is not None:
-            values = list(initial_losses.values()) if isinstance(initial_losses, Mapping) else list(initial_losses)
-            if isinstance(initial_losses, Mapping) and set(initial_losses) == set(self.tasks):
-                values = [initial_losses[name] for name in self.tasks]
-            elif isinstance(initial_losses, Mapping) or len(values) != T:
-                raise ValueError(f"initial_losses: expected a value for each of {', '.join(self.tasks)}, found {initial_losses!r}.")
-            if not all(value > 0 for value in values):
-                raise ValueError(f"initial_losses: expected positive losses, found {initial_losses!r}.")
-            self._initial.copy_(torch.tensor(values))
+            self._initial.copy_(torch.tensor(self._each("initial_losses", initial_losses, above=0)))
             self._seen.fill_(initial_steps)
         # In a tuple, since neither the layer's parameters nor the aggregator's state are this module's.
         self._layer = None if layer is None else (_parameters(layer),)
@@ -224,6 +218,9 @@ class GradNorm(Balancer):
 
 
 def _parameters(layer: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:
+    found: object = layer
+    if isinstance(found, str) or not isinstance(found, Iterable | nn.Module):
+        raise TypeError(f"layer: expected a module, a parameter or several, found {type(found).__name__}.")
     given = [layer] if isinstance(layer, Tensor) else list(layer.parameters() if isinstance(layer, nn.Module) else chain(layer))
     parameters = [p for p in given if isinstance(p, Tensor) and p.requires_grad]
     if not parameters:

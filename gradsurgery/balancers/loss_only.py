@@ -65,14 +65,21 @@ class LossOnlyBalancer(Balancer):
             if buffer is not None and buffer.device != device:
                 self._buffers[name] = buffer.to(device)
 
-    def _at(self, here: list[int]) -> slice | list[int]:
-        """An index for the tasks present; all of them without a gather."""
-        return slice(None) if len(here) == len(self.tasks) else here
+    def _taken(self, values: Tensor, here: list[int]) -> Tensor:
+        """The numbers of the tasks present. [n]
 
-    def _scattered(self, values: Tensor, here: list[int]) -> Tensor:
-        """``values`` of the tasks present at their positions, 0 elsewhere. [T]"""
+        Piece by piece, for an index from the host would have to be copied to the device, which waits.
+        """
+        if len(here) == len(self.tasks):
+            return values
+        each = values.unbind()
+        return torch.stack([each[t] for t in here])
+
+    def _scattered(self, values: Tensor, here: list[int], elsewhere: Tensor | None = None) -> Tensor:
+        """``values`` of the tasks present at their positions, and those of ``elsewhere`` [T], or 0, at others. [T]"""
         if len(here) == len(self.tasks):
             return values.detach().clone()
-        every = dict(zip(here, values.detach().unbind(), strict=True))
-        zero = values.new_zeros(())
-        return torch.stack([every.get(t, zero) for t in range(len(self.tasks))])
+        every = list((torch.zeros_like(self._weights) if elsewhere is None else elsewhere).unbind())
+        for t, value in zip(here, values.detach().unbind(), strict=True):
+            every[t] = value
+        return torch.stack(every)

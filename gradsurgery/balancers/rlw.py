@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
+
+from gradsurgery import ops
+from gradsurgery.methods.keys import check_seed, first_key
+from gradsurgery.methods.preference import beside
 
 from .loss_only import LossOnlyBalancer
 from .registry import register
@@ -22,37 +23,29 @@ class RandomLossWeighting(LossOnlyBalancer):
     """sum_t w_t L_t with w = softmax(u) over the tasks present, u ~ N(0, I) at every call in training.
 
     The weights sum to 1, as in the paper: the gradient is the mean's size, not the sum's. In eval mode they are their expectation,
-    1/T, and nothing is drawn. u is a function of (seed, step, task) by a counter-based generator: a resumed run, another device and
-    the other ranks draw the same, and torch's random state is left alone.
+    1/T, and nothing is drawn. u is a function of (seed, step, task) by a counter-based generator, the draws of method ``random``: a
+    resumed run, another device (to the rounding of logarithm and cosine) and the other ranks draw the same, and torch's random
+    state is left alone.
 
     Args:
         tasks: the tasks' names, or their number.
-        seed: of the draws, 0 <= seed < 2^64.
+        seed: of the draws, an integer of 64 bits; None counts as 0, and ranks still draw the same.
     """
 
-    def __init__(self, tasks: Sequence[str] | int, *, seed: int = 0) -> None:
+    _key: Tensor
+
+    def __init__(self, tasks: Sequence[str] | int, *, seed: int | None = 0) -> None:
         super().__init__(tasks)
-        if not isinstance(seed, int):
-            raise TypeError(f"seed: expected an integer, found {type(seed).__name__}.")
-        if not 0 <= seed < 2**64:
-            raise ValueError(f"seed: expected 0 <= seed < 2^64, found {seed}.")
-        self.seed, self.step = seed, 0
+        check_seed(seed)
+        self.register_buffer("_key", first_key(seed))  # (seed, step)
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
         if self._learning:
-            # Philox with the step in the counter's second word of 64 bits; one step never reaches the next.
-            philox = np.random.Philox(key=self.seed, counter=self.step << 64)
-            u = np.random.Generator(philox).standard_normal(len(self.tasks))[here]
-            self.step += 1
+            T = len(self.tasks)
+            K = losses.new_zeros(T, T)  # which random weights do not look at
+            present = None if len(here) == T else beside(K, [float(t in here) for t in range(T)])
+            drawn, _ = ops.solve(K, "random", [], present, None, None, self._key)
+            w = self._taken(drawn, here)
         else:
-            u = np.zeros(len(here))
-        w = torch.softmax(torch.from_numpy(u), 0).to(losses.device, non_blocking=True)
+            w = losses.new_full((len(here),), 1.0 / len(here))
         return (w * losses).sum(), w
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """The counter behind the draws."""
-        return {"seed": self.seed, "step": self.step}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state`` was taken."""
-        self.seed, self.step = state["seed"], state["step"]

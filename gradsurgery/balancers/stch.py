@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.options import check_integer, check_number
+
 from .base import PerTask
 from .epochs import EpochBalancer
 from .registry import register
@@ -51,13 +53,10 @@ class SmoothTchebycheff(EpochBalancer):
         warmup: int | None = None,
     ) -> None:
         super().__init__(tasks)
-        if not mu > 0:
-            raise ValueError(f"mu: expected a positive number, found {mu}.")
-        if warmup is not None and warmup < 1:
-            raise ValueError(f"warmup: expected a positive number of epochs or None, found {warmup}.")
-        preferences = self._each("weights", 1 / len(self.tasks) if weights is None else weights)
-        if not all(x >= 0 for x in preferences):
-            raise ValueError(f"weights: expected numbers >= 0, found {weights!r}.")
+        check_number("mu", mu, above=0)
+        if warmup is not None:
+            check_integer("warmup", warmup, at_least=1)
+        preferences = self._each("weights", 1 / len(self.tasks) if weights is None else weights, at_least=0)
         ideal = self._each("reference", 0.0 if reference is None else reference)
         self.mu, self.warmup = mu, warmup
         self.epoch = 0  # as far as the warm-up counts
@@ -66,7 +65,7 @@ class SmoothTchebycheff(EpochBalancer):
         self.register_buffer("_nadir", torch.full((len(self.tasks),), torch.nan, dtype=torch.float64))
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
-        preferences, reference = self._preferences[self._at(here)], self._reference[self._at(here)]
+        preferences, reference = self._taken(self._preferences, here), self._taken(self._reference, here)
         if self.warmup is None:
             exponents = preferences * (losses - reference) / self.mu
             return self.mu * exponents.logsumexp(0), preferences * exponents.detach().softmax(0)
@@ -74,7 +73,7 @@ class SmoothTchebycheff(EpochBalancer):
             if self._learning:
                 self._enter(losses, here)
             return losses.log().sum(), 1 / losses.detach()
-        exponents = preferences * ((losses / self._nadir[self._at(here)]).log() - reference) / self.mu
+        exponents = preferences * ((losses / self._taken(self._nadir, here)).log() - reference) / self.mu
         return self.mu * exponents.logsumexp(0), preferences * exponents.detach().softmax(0) / losses.detach()
 
     def end_epoch(self) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gradsurgery.options import check_choice
+
 from .base import Balancer, PerTask
 from .registry import register
 
@@ -41,6 +43,8 @@ class UncertaintyWeighting(Balancer):
         initial_log_vars: s at the start, for all tasks or one each.
     """
 
+    _factors: Tensor
+
     def __init__(
         self,
         tasks: Sequence[str] | int,
@@ -51,16 +55,18 @@ class UncertaintyWeighting(Balancer):
     ) -> None:
         super().__init__(tasks)
         T = len(self.tasks)
-        if form not in ("kendall", "exponential", "liebel"):
-            raise ValueError(f"form: expected 'kendall', 'exponential' or 'liebel', found {form!r}.")
-        each = [kinds] * T if isinstance(kinds, str) else list(kinds)
-        if len(each) != T or not set(each) <= {"regression", "classification"}:
+        check_choice("form", form, ("kendall", "exponential", "liebel"))
+        each = [kinds] * T if isinstance(kinds, str) else list(kinds) if isinstance(kinds, Sequence) else []
+        if len(each) != T:
             raise ValueError(f"kinds: expected 'regression' or 'classification', for all or each of {T} tasks, found {kinds!r}.")
+        for task, kind in zip(self.tasks, each, strict=True):
+            check_choice(f"kinds[{task!r}]", kind, ("regression", "classification"))
         start = self._each("initial_log_vars", initial_log_vars)
         self.form = form
         self.kinds = tuple(each)
         self.factors = tuple(1.0 if form == "exponential" or kind == "classification" else 0.5 for kind in each)
         self.log_vars = nn.Parameter(torch.tensor(start))
+        self.register_buffer("_factors", torch.tensor(self.factors), persistent=False)
 
     @property
     def variances(self) -> Tensor:
@@ -70,7 +76,7 @@ class UncertaintyWeighting(Balancer):
     @property
     def weights(self) -> Tensor:
         """f_t / sigma_t^2. [T]"""
-        return self.log_vars.new_tensor(self.factors) * (-self.log_vars.detach()).exp()
+        return self._factors * (-self.log_vars.detach()).exp()
 
     def terms(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
         """f_t exp(-s_t) L_t + R(s_t) by task; a task that is absent leaves its s_t alone."""

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from gradsurgery.options import check_number
+
 from .loss_only import LossOnlyBalancer
 from .registry import register
 
@@ -29,8 +31,7 @@ class SoftmaxUncertainty(LossOnlyBalancer):
 
     def __init__(self, tasks: Sequence[str] | int, *, temp: float = 1.0) -> None:
         super().__init__(tasks)
-        if not temp > 0:
-            raise ValueError(f"temp: expected a positive number, found {temp}.")
+        check_number("temp", temp, above=0)
         self.temp = temp
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:

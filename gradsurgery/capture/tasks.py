@@ -18,7 +18,7 @@ class TaskNames:
 
     def __init__(self, tasks: Sequence[str] | int | None) -> None:
         self.declared = tasks is not None
-        self.known: list[str] = [] if tasks is None else _checked(tasks)
+        self.known: list[str] = [] if tasks is None else task_names(tasks)
 
     def __len__(self) -> int:
         return len(self.known)
@@ -51,13 +51,13 @@ class TaskNames:
         if isinstance(tasks, int):
             if self.declared and tasks != len(self):
                 raise ValueError(f"tasks: expected {len(self)} ({self}), found {tasks}. Name the tasks present instead.")
-            names = _checked(tasks)
+            names = task_names(tasks)
             if self.known[: len(names)] != names[: len(self)]:  # they have names of their own
                 if tasks != len(self):
                     raise ValueError(f"tasks: expected names, as {self} are known by name; found the number {tasks}.")
                 names = list(self.known)
         else:
-            names = _checked(tasks)
+            names = task_names(tasks)
         for name in names:
             self.index(name)
         return names
@@ -68,12 +68,22 @@ class TaskNames:
         Raises:
             ValueError: others are declared.
         """
-        if self.declared and list(names) != self.known:
-            raise ValueError(f"state_dict: expected the tasks {self.known}, found {list(names)}.")
+        self.check_restorable(names)
         self.known = list(names)
 
+    def check_restorable(self, names: Sequence[str]) -> None:
+        """Raises where other names are declared than those of a saved state."""
+        if self.declared and list(names) != self.known:
+            raise ValueError(f"state_dict: expected the tasks {self.known}, found {list(names)}.")
 
-def _checked(tasks: Sequence[str] | int) -> list[str]:
+
+def task_names(tasks: Sequence[str] | int) -> list[str]:
+    """The names of tasks that are given by name, or by their number: "0", "1" and so on.
+
+    Raises:
+        TypeError: neither a number nor a sequence of strings.
+        ValueError: no task, or the same name twice.
+    """
     if isinstance(tasks, bool) or not isinstance(tasks, (int, Sequence)) or isinstance(tasks, str):
         raise TypeError(f"tasks: expected a number or a sequence of names, found {tasks!r}.")
     names = [str(t) for t in range(tasks)] if isinstance(tasks, int) else list(tasks)

@@ -29,8 +29,8 @@ class DBMTL(BufferedMethod):
     """y_t ← g_t/L_t + β/k^σ (y_t − g_t/L_t); out = Σ w_t y_t with w_t = max_i ‖y_i‖ / ‖y_t‖ in step k.
 
     g_t/L_t is the gradient of log L_t: losses must be positive; others, with a gradient that is not zero, give NaN. A zero gradient
-    counts as zero whatever its loss, and a zero y_t weighs nothing. y starts at zero; y and k are memory. The statistics of a step
-    are of the y, which are what is combined. Without the 1e-8 that implementations add to losses and norms, scaling all gradients
+    counts as zero whatever its loss, and a zero y_t weighs nothing. y starts at zero; y and k are memory. The statistics'
+    K is of the gradients; w combines the y. Without the 1e-8 that implementations add to losses and norms, scaling all gradients
     and nothing else scales the result. Under a gradient scaler tell the losses unscaled: the y then carry the loss scale, and for
     some steps after a change of it the old one, too.
 
@@ -72,4 +72,4 @@ class DBMTL(BufferedMethod):
         remember(valid, None, state["dbmtl_count"], count)
         w = torch.where(valid, w, torch.nan)
         ops.combine_(out, buffers, w, True, accumulate)
-        return Solution(K, w)
+        return Solution(arrived, w, combined=K)

@@ -41,4 +41,4 @@ def stateless_key(seed: int | None, device: torch.device) -> Tensor:
         key = torch.randint(2**63 - 1, (2,), device="cpu")
     else:
         key = _drawn.key.random_()
-    return key if device.type == "cpu" else key.to(device)
+    return key if device.type == "cpu" else key.to(device, non_blocking=True)

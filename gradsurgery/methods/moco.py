@@ -30,7 +30,7 @@ class MoCo(BufferedMethod):
 
     As LibMTL writes it: the paper projects λ onto the simplex rather than applying the softmax, and does not normalise the
     gradients. λ starts at 1/T and y at zero; both, and k, are memory. A zero gradient counts as zero. With absent tasks the
-    softmax is over those present, and the others keep their λ. The statistics of a step are of the y, which are what is combined.
+    softmax is over those present, and the others keep their λ. The statistics' K is of the gradients; w combines the y.
     The size of the result is that of the losses and not of the gradients: under a gradient scaler, unscale the gradients first and
     call ``aggregate`` on them.
 
@@ -84,4 +84,4 @@ class MoCo(BufferedMethod):
         remember(valid, mask, state["moco_lambda"], w)
         remember(valid, None, state["moco_count"], count)
         ops.combine_(out, buffers, w, True, accumulate)
-        return Solution(K, w)
+        return Solution(arrived, w, combined=K)

@@ -47,7 +47,7 @@ def arrange(
     if not isinstance(order, str):
         if order.shape[0] != tasks:
             raise ValueError(f"order: expected shape [{tasks}, {tasks}] for {tasks} tasks, found {list(order.shape)}.")
-        return order.to(device, torch.int64).contiguous(), None
+        return order.to(device, torch.int64, non_blocking=True).contiguous(), None
     if order == "ascending":
         return None, None
     return None, stateless_key(seed, device) if key is None else key

@@ -50,14 +50,16 @@ class Solution(NamedTuple):
     """What a step of surgery came to.
 
     Attributes:
-        gram: K [T, T], or [G, T, T] with groups; None where the method did without.
+        gram: K [T, T] of the gradients as they arrived, or [G, T, T] with groups; None where the method did without.
         weights: w [T] or [G, T]; None where the result is no weighted sum of the gradients.
         status: (converged, stationary, rank, iterations) [4] or [G, 4], from a solver that says; see ``Statistics.status``.
+        combined: the Gram matrix of what the weights combine, of K's shape, where that is not the gradients; else None.
     """
 
     gram: Tensor | None
     weights: Tensor | None
     status: Tensor | None = None
+    combined: Tensor | None = None
 
 
 class Method:
@@ -360,7 +362,7 @@ def build(method: str | Method, **options: Any) -> Method:
         default = _DEFAULTS.get(method)
         if default is None:
             default = _spec(method).build()
-            if not torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling():  # a graph cannot add to the table
                 _DEFAULTS[method] = default
         return default
     if torch.compiler.is_compiling():  # a graph can neither read the cache nor add to the table

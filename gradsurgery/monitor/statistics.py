@@ -10,19 +10,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradsurgery.methods.preference import beside
+
 
 class SolverStatus(NamedTuple):
     """What a solver said of its weights.
 
     Attributes:
         converged: False where its cap on iterations was met first, and the weights are the best so far.
-        stationary: some convex combination of the gradients is zero to rounding: no direction improves all tasks.
+        stationary: some convex combination of the gradients is zero to rounding: no direction improves all tasks. None where the
+            solver did not examine it.
         rank: of K to rounding, where the solver needs it; -1 where it does not.
         iterations: steps of the solver.
     """
 
     converged: bool
-    stationary: bool
+    stationary: bool | None
     rank: int
     iterations: int
 
@@ -49,11 +52,12 @@ class Statistics:
     _weights: Tensor | None
     _status: Tensor | None = None
     groups: tuple[str, ...] = ()
+    _combined: Tensor | None = None  # the Gram matrix of what w combines, where that is not the gradients
 
     @cached_property
     def _host(self) -> list[Tensor | None]:
-        """K, w and the status, of those that are there."""
-        parts = (self._gram, self._weights, self._status)
+        """K, w, the status and the Gram matrix of what was combined, of those that are there."""
+        parts = (self._gram, self._weights, self._status, self._combined)
         here = [part for part in parts if part is not None]
         flat = torch.cat([part.reshape(-1) for part in here]).cpu() if here else torch.empty(0)  # one transfer
         values = iter(flat.split([part.numel() for part in here]))
@@ -77,7 +81,10 @@ class Statistics:
 
     @property
     def gram(self) -> Tensor:
-        """K_ij = <g_i, g_j> over all groups; rows of absent tasks are zero. [T, T] float64, on the CPU"""
+        """K_ij = <g_i, g_j> of the gradients as they arrived, over all groups; rows of absent tasks are zero.
+
+        [T, T] float64, on the CPU
+        """
         gram = self._host_gram
         return gram if gram.dim() == 2 else gram.sum(0)
 
@@ -100,12 +107,11 @@ class Statistics:
         if self._host[2] is None:
             return None
         said = self._host[2].reshape(-1, 4)
-        return SolverStatus(
-            bool((said[:, 0] == 1).all()), bool((said[:, 1] == 1).any()), int(said[:, 2].min()), int(said[:, 3].max())
-        )
+        stationary = True if bool((said[:, 1] == 1).any()) else None if bool((said[:, 1] < 0).any()) else False
+        return SolverStatus(bool((said[:, 0] == 1).all()), stationary, int(said[:, 2].min()), int(said[:, 3].max()))
 
     def _present_only(self, w: Tensor) -> Tensor:
-        return w if all(self.present) else torch.where(torch.tensor(self.present).to(w.device), w, 0.0)
+        return w if all(self.present) else torch.where(beside(w, self.present) > 0, w, 0.0)
 
     @cached_property
     def norms(self) -> Tensor:
@@ -129,14 +135,25 @@ class Statistics:
 
     @property
     def alignment(self) -> Tensor:
-        """<g_t, out> = (K w)_t: negative where the step increases a task's loss to first order. [T]"""
+        """<g_t, out> = (K w)_t: negative where the step increases a task's loss to first order. [T]
+
+        Raises:
+            RuntimeError: the method combines other tensors than the gradients, such as averages of them.
+        """
+        if self._combined is not None:
+            raise RuntimeError(
+                "statistics: the method combines averages of the gradients rather than the gradients, whose products with the "
+                "result are not known."
+            )
         return (self.group_grams @ self.weights.reshape(-1, len(self.tasks), 1)).sum(0)[:, 0]
 
     @property
     def norm(self) -> float:
-        """|out| = sqrt(w^T K w)."""
-        w = self.weights.reshape(-1, len(self.tasks))
-        return float(torch.einsum("gi,gij,gj->", w, self.group_grams, w).clamp_min(0).sqrt())
+        """|out| = sqrt(w^T K w), with K of what w combines."""
+        T, combined = len(self.tasks), self._host[3]
+        w = self.weights.reshape(-1, T)
+        grams = self.group_grams if combined is None else combined.reshape(-1, T, T)
+        return float(torch.einsum("gi,gij,gj->", w, grams, w).clamp_min(0).sqrt())
 
     @property
     def nonfinite(self) -> bool:
@@ -147,7 +164,7 @@ class Statistics:
         """A flat dictionary for loggers.
 
         Keys: ``norm/a``, ``weight/a`` (the mean over groups), ``cosine/a-b``, ``conflicts``, ``conflict_rate``, ``nonfinite``,
-        ``norm`` of the result, and of a solver ``converged``, ``stationary``.
+        ``norm`` of the result, and of a solver ``converged``, and ``stationary`` where it examined that.
         """
         here = [t for t, present in enumerate(self.present) if present]
         if self._gram is None:
@@ -164,5 +181,7 @@ class Statistics:
         if self._weights is not None:
             result["norm"] = self.norm
         if self.status is not None:
-            result["converged"], result["stationary"] = float(self.status.converged), float(self.status.stationary)
+            result["converged"] = float(self.status.converged)
+            if self.status.stationary is not None:
+                result["stationary"] = float(self.status.stationary)
         return result

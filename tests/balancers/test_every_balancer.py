@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from balancers.problems import SCALES, TASKS, Net, Run, build, same
+from host_copies import NoHostCopies
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -170,33 +172,34 @@ def test_losses_in_16_bits_are_balanced_in_float32(name: str, dtype: torch.dtype
 
 @every
 def test_nothing_waits_for_the_device(name: str) -> None:
-    """On the meta device there is no value to read; state follows the losses."""
+    """On the meta device there is no value to read. State follows the losses at first; then no number comes from the host."""
     layer = nn.Linear(3, 3, device="meta")
     balancer = build(name, layer)
     if "learned" in gs.balancers()[name].properties:
         balancer.to("meta")
     for step in range(4):
         losses: list[Tensor | None] = list(layer(torch.randn(2, 3, device="meta")).square().mean(0))
-        if step == 1:
+        if step in (1, 3):
             losses[1] = None
-        total = balancer(losses)
-        assert total.device.type == "meta"
-        total.backward()
-        for after in {"update", "end_epoch"} & set(dir(balancer)):
-            getattr(balancer, after)(*[losses] * (after == "update"))
-        assert balancer.weights.device.type == "meta"
+        with NoHostCopies() if step else nullcontext():
+            total = balancer(losses)
+            assert total.device.type == "meta"
+            total.backward()
+            for after in {"update", "end_epoch"} & set(dir(balancer)):
+                getattr(balancer, after)(*[losses] * (after == "update"))
+            assert balancer.weights.device.type == "meta"
 
 
 @pytest.mark.slow
 @every
 def test_compiles_to_the_same_bits(name: str) -> None:
-    """Without a break in the graph where the balancer neither draws on the host nor differentiates in its forward pass."""
+    """Without a break in the graph where the balancer does not differentiate in its forward pass."""
     spec = gs.balancers()[name]
     torch._dynamo.reset()
     layer = nn.Linear(3, 3)
     eager = build(name, layer)
     balancer = copy.deepcopy(eager) if "reads_gradients" not in spec.properties else build(name, layer)
-    compiled = torch.compile(balancer, backend="eager", fullgraph=not {"random", "reads_gradients"} & spec.properties)
+    compiled = torch.compile(balancer, backend="eager", fullgraph="reads_gradients" not in spec.properties)
     for step in range(4):
         losses = list(layer(torch.randn(2, 3, generator=torch.Generator().manual_seed(step))).square().mean(0))
         found, expected = compiled(losses), eager(losses)
@@ -253,13 +256,6 @@ def test_bad_losses(name: str, losses: Any, error: type[Exception], message: str
     with pytest.raises(error, match=message):
         balancer.weighted(losses)
     assert same(balancer.state_dict(), before)
-
-
-@every
-@pytest.mark.parametrize("tasks", ["ab", (), 0, ("a", "a"), (1, 2)])
-def test_bad_tasks(name: str, tasks: Any) -> None:
-    with pytest.raises(ValueError, match="tasks: expected a positive number or different names"):
-        build(name, nn.Linear(2, 2), tasks)
 
 
 @every

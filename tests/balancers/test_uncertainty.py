@@ -80,8 +80,8 @@ def test_resumes_to_the_same_bits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"form": "gal"}, "form: expected 'kendall', 'exponential' or 'liebel', found 'gal'"),
-        ({"kinds": "ranking"}, "kinds: expected 'regression' or 'classification'"),
+        ({"form": "gal"}, "form: expected one of 'kendall', 'exponential', 'liebel', found 'gal'"),
+        ({"kinds": "ranking"}, r"kinds\['a'\]: expected one of 'regression', 'classification', found 'ranking'"),
         ({"kinds": ("regression",)}, "each of 2 tasks"),
         ({"initial_log_vars": (0.0, 0.0, 0.0)}, "initial_log_vars: expected one number or 2"),
     ],

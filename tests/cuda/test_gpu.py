@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
 from tolerances import DTYPES, assert_combined_close, assert_gram_close
-from torch import Tensor
+from torch import Tensor, nn
 
 import gradsurgery as gs
 
@@ -116,6 +117,72 @@ def test_the_host_never_waits(device: torch.device, layout: str) -> None:
         grouped(given, key)
         assert not torch.cuda.current_stream().query(), "the operators waited for the device"
     torch.cuda.synchronize()
+
+
+def _told(name: str, some: bool) -> tuple[list[list[Tensor | None]], dict[str, Any]]:
+    """Gradients of four tasks over two tensors, the third absent in ``some``; and what else the method asks for, on the device."""
+    grads: list[list[Tensor | None]] = [[*row.split(40_000)] for row in maker(torch.float32, "cuda")(4, 70_001)]
+    losses: list[Any] = [torch.ones((), device="cuda"), 2.0, torch.ones((), device="cuda"), torch.full((), 0.5, device="cuda")]
+    if some:
+        grads[2], losses[2] = [None, None], None
+    return grads, {"losses": losses} | ({"against": grads} if "against" in gs.methods()[name].needs else {})
+
+
+@pytest.mark.parametrize("groups", [None, "tensor"])
+@pytest.mark.parametrize("name", sorted(gs.methods()))
+def test_a_step_of_every_method_never_waits(device: torch.device, name: str, groups: str | None) -> None:
+    """All tasks, then one absent, then all again; and the result is the CPU's."""
+    spec = gs.methods()[name]
+    if groups and spec.family in ("buffered", "coordinatewise"):
+        pytest.skip("works on the whole gradient")
+    options: dict[str, Any] = {"seed": 3} if "seed" in spec.options else {}
+    options |= {"weights": (1.0, 2.0, 3.0, 4.0)} if name == "constant" else {}
+    surgery = gs.GradientAggregator(name, tasks=4, group_by=groups, **options)
+    plain = gs.GradientAggregator(name, tasks=4, group_by=groups, **options)
+    steps = [_told(name, some) for some in (False, True, False, True)]
+    results = [surgery.aggregate(grads, **more) for grads, more in steps[:2]]  # loads the kernels, and makes the memory
+    torch.cuda.synchronize()
+    with no_synchronization():
+        torch.cuda._sleep(2_000_000_000)
+        results += [surgery.aggregate(grads, **more) for grads, more in steps[2:]]
+        _ = surgery.weights
+        assert not torch.cuda.current_stream().query(), "the step waited for the device"
+    for result, (grads, more) in zip(results, steps, strict=True):
+        there = torch.utils._pytree.tree_map_only(Tensor, Tensor.cpu, (grads, more))
+        expected = plain.aggregate(there[0], **there[1])
+        for mine, other in zip(result, expected, strict=True):
+            assert mine is not None
+            assert other is not None
+            scale = float(other.abs().max())
+            torch.testing.assert_close(mine.cpu(), other, rtol=1e-4, atol=1e-4 * scale)
+    for mine, other in zip(surgery.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(mine.cpu(), other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(gs.balancers()))
+def test_a_call_of_every_balancer_never_waits(device: torch.device, name: str) -> None:
+    layer = nn.Linear(3, 3, device=device)
+    options = {"layer": layer} if "reads_gradients" in gs.balancers()[name].properties else {}
+    balancer = gs.balancers()[name].build(3, **options).to(device)
+    batches = [torch.randn(2, 3, device=device) for _ in range(4)]
+
+    def call(batch: Tensor, some: bool) -> None:
+        losses: list[Tensor | None] = list(layer(batch).square().mean(0))
+        if some:
+            losses[1] = None
+        balancer(losses).backward()
+        for after in {"update", "end_epoch"} & set(dir(balancer)):
+            getattr(balancer, after)(*[losses] * (after == "update"))
+        _ = balancer.weights
+
+    for batch, some in zip(batches[:2], (False, True), strict=True):
+        call(batch, some)
+    torch.cuda.synchronize()
+    with no_synchronization():
+        torch.cuda._sleep(2_000_000_000)
+        for batch, some in zip(batches[2:], (False, True), strict=True):
+            call(batch, some)
+        assert not torch.cuda.current_stream().query(), "the balancer waited for the device"
 
 
 def test_launches_go_to_the_current_stream(device: torch.device) -> None:

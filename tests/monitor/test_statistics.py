@@ -73,16 +73,16 @@ def test_status_of_a_solver(method: str) -> None:
 
 def test_status_of_a_broken_step_and_of_an_absent_task() -> None:
     surgery = gs.GradientAggregator("imtlg", tasks=["a", "b", "c"])
-    for rows, converged, rank in (
-        ([torch.ones(2), torch.tensor([float("nan"), 0.0]), torch.ones(2)], False, -1),
-        ([torch.tensor([1.0, 0.0]), None, torch.tensor([0.0, 2.0])], True, 2),
+    for rows, converged, stationary, rank in (
+        ([torch.ones(2), torch.tensor([float("nan"), 0.0]), torch.ones(2)], False, None, -1),
+        ([torch.tensor([1.0, 0.0]), None, torch.tensor([0.0, 2.0])], True, False, 2),
     ):
         x = torch.zeros(2, requires_grad=True)
         views = surgery.split(x * 1)
         torch.stack([(z * row).sum() for z, row in zip(views, rows, strict=True) if row is not None]).sum().backward()
         status = surgery.statistics().status
         assert status is not None
-        assert (status.converged, status.stationary, status.rank) == (converged, False, rank)
+        assert (status.converged, status.stationary, status.rank) == (converged, stationary, rank)
         assert surgery.statistics().nonfinite is not converged
 
 
@@ -107,6 +107,56 @@ def test_status_of_groups_is_the_worst() -> None:
     s = Statistics(0, ("a", "b", "c"), (True, True, True), solution.gram, solution.weights, solution.status, ("x", "y", "z"))
     assert s.status is not None
     assert (s.status.converged, s.status.stationary, s.status.rank) == (False, True, -1)
+
+
+@pytest.mark.parametrize("method", ["krum", "gradvac", "random", "modo", "sdmgrad", "imtlg", "config", "alignedmtl"])
+def test_stationary_is_not_said_where_nobody_looked(method: str) -> None:
+    """Solvers that never look, and spectral ones where several combinations of the gradients vanish."""
+    G = torch.tensor([[1.0, 2.0], [2.0, 4.0], [-1.0, -2.0], [3.0, 6.0]])
+    surgery = gs.GradientAggregator(method)
+    surgery.aggregate(G)
+    status = surgery.statistics().status
+    assert status is not None
+    assert status.stationary is None
+    assert "converged" in surgery.statistics().scalars()
+    assert "stationary" not in surgery.statistics().scalars()
+
+
+def test_stationarity_of_groups() -> None:
+    """True where a group is stationary, else None where some group was not looked at."""
+    told = {
+        "yes": torch.tensor([1.0, 1.0, 2.0, 1.0]),
+        "no": torch.tensor([1.0, 0.0, 2.0, 1.0]),
+        "unknown": torch.tensor([1.0, -1.0, -1.0, 1.0]),
+    }
+    for names, expected in (
+        (("yes", "unknown"), True),
+        (("no", "unknown"), None),
+        (("no", "no"), False),
+    ):
+        said = torch.stack([told[name] for name in names]).double()
+        s = Statistics(0, ("a",), (True,), torch.ones(2, 1, 1), torch.ones(2, 1), said, names)
+        assert s.status is not None
+        assert s.status.stationary is expected
+
+
+@pytest.mark.parametrize("method", ["moco", "dbmtl"])
+def test_of_a_method_that_combines_averages(method: str) -> None:
+    """K is of the gradients as they arrive, and the norm that of the result; their products with it are not known."""
+    surgery = gs.GradientAggregator(method)
+    for seed in range(3):
+        G = torch.randn(3, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        heard: list[torch.Tensor] = []
+        with surgery.register_step_hook(lambda _, K, heard=heard: heard.append(K)):  # type: ignore[misc]
+            out = surgery.aggregate(G, [torch.tensor(x) for x in (1.0, 2.0, 0.5)])
+        s = surgery.statistics()
+        assert isinstance(out, torch.Tensor)
+        torch.testing.assert_close(s.gram, G @ G.T)
+        torch.testing.assert_close(heard[0], G @ G.T)
+        torch.testing.assert_close(s.norms, G.norm(dim=1))
+        assert s.norm == pytest.approx(float(out.norm()), rel=1e-6)
+        with pytest.raises(RuntimeError, match="combines averages of the gradients"):
+            _ = s.alignment
 
 
 def test_history_is_bounded_and_counts_steps() -> None:

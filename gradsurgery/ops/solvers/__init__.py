@@ -77,7 +77,7 @@ def solve(
     for g, K in enumerate(grams):
         if not bool(K.isfinite().all()):
             weights.append(torch.full((T,), torch.nan, dtype=torch.float64))
-            reports.append(Report(converged=False).numbers())
+            reports.append(Report(converged=False, stationary=None).numbers())
             continue
         problem = Problem(
             K,

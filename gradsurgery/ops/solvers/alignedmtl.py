@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .problem import Problem, Reduced, Report
-from .spectrum import RANK_TOLERANCE, Spectrum, cancels
+from .spectrum import RANK_TOLERANCE, Spectrum, stationarity
 
 SCALES = (
     lambda values: values[-1],
@@ -28,5 +28,4 @@ def alignedmtl(problem: Problem) -> tuple[Tensor, Report]:
     values, vectors = spectrum.kept()
     s = SCALES[int(problem.options[0])](values)
     w[reduced.task] = vectors @ ((s / values).sqrt() * (vectors.T @ pref))
-    stationary = spectrum.rank == n - 1 and cancels(reduced.gram, spectrum.vectors[:, -1] * unit)
-    return w, Report(rank=spectrum.rank, stationary=stationary)
+    return w, Report(rank=spectrum.rank, stationary=stationarity(reduced.gram, spectrum.rank, spectrum.vectors[:, -1] * unit))

@@ -25,7 +25,7 @@ def cagrad(problem: Problem) -> tuple[Tensor, Report]:
     zero = [0.0] if zero_row else []
     low = min([*(progress * reduced.scale).tolist(), *zero, torch.inf])
     high = min([*((progress + phi * C.diagonal().sqrt()) * reduced.scale).tolist(), *zero, torch.inf])
-    at_most_zero, found, mu = zero_row and high == 0.0, not phi > 0 or report.stationary, high
+    at_most_zero, found, mu = zero_row and high == 0.0, not phi > 0 or bool(report.stationary), high
     y = torch.zeros_like(mean)
     n = len(mean)
     for turn in range(4 * n + 80):

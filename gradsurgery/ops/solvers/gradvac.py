@@ -15,7 +15,7 @@ def gradvac(problem: Problem) -> tuple[Tensor, Report]:
     K, T, (beta,) = problem.gram, problem.tasks, problem.options
     order = torch.arange(T).expand(T, T) if problem.order is None else problem.order
     if bool(((order < 0) | (order >= T)).any()):
-        return torch.full((T,), torch.nan, dtype=K.dtype), Report(converged=False)
+        return torch.full((T,), torch.nan, dtype=K.dtype), Report(converged=False, stationary=None)
     phi = None if problem.state is None else problem.state.view(T, T)
     w = torch.zeros(T, dtype=K.dtype)
     for i in range(T):
@@ -39,4 +39,4 @@ def gradvac(problem: Problem) -> tuple[Tensor, Report]:
                 c[j] += a
                 dots += a * K[j]
         w += c
-    return w, Report()
+    return w, Report(stationary=None)

@@ -22,4 +22,4 @@ def krum(problem: Problem) -> tuple[Tensor, Report]:
     scores = distances.sort(dim=1).values[:, : max(P - f - 2, 0)].sum(1)
     w = torch.zeros_like(problem.gram[0])
     w[here[scores.argsort(stable=True)[:m]]] = 1.0 / max(m, 1)
-    return w, Report()
+    return w, Report(stationary=None)

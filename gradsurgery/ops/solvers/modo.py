@@ -23,4 +23,4 @@ def modo(problem: Problem) -> tuple[Tensor, Report]:
         problem.state[task] = w
     spread = torch.zeros(problem.tasks, dtype=w.dtype, device="cpu")
     spread[task] = w
-    return spread, Report(iterations=1)
+    return spread, Report(stationary=None, iterations=1)

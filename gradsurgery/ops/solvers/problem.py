@@ -39,17 +39,18 @@ class Problem:
 
 @dataclass
 class Report:
-    """What a solver says of its answer; see ``csrc/weights/solver.h``."""
+    """What a solver says of its answer; see ``csrc/weights/solver.h``. ``stationary`` is None where it was not examined."""
 
     converged: bool = True
-    stationary: bool = False
+    stationary: bool | None = False
     rank: int = -1
     iterations: int = 0
 
     def numbers(self) -> Tensor:
         """The four in order. [4] float64"""
+        stationary = -1.0 if self.stationary is None else float(self.stationary)
         return torch.tensor(
-            [float(self.converged), float(self.stationary), float(self.rank), float(self.iterations)],
+            [float(self.converged), stationary, float(self.rank), float(self.iterations)],
             dtype=torch.float64,
             device="cpu",
         )

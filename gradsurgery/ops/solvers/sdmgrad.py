@@ -18,7 +18,7 @@ def sdmgrad(problem: Problem) -> tuple[Tensor, Report]:
         return overflowed(problem, 0)
     A = problem.gram[task][:, task]
     scale = float(A.diagonal().clamp_min(0.0).sqrt().mean())
-    report = Report(converged=scale > 0)
+    report = Report(converged=scale > 0, stationary=None)
     if scale > 0:
         velocity = torch.zeros_like(w)
         for k in range(int(iterations)):

@@ -52,6 +52,13 @@ def cancels(gram: Tensor, x: Tensor) -> bool:
     return bool(size > 0) and bool(x @ gram @ x <= len(x) * RANK_TOLERANCE * size)
 
 
+def stationarity(gram: Tensor, rank: int, x: Tensor) -> bool | None:
+    """Whether a convex combination of gradients of this rank vanishes, x being one that does; None where there are several."""
+    if rank == len(gram):
+        return False
+    return cancels(gram, x) if rank == len(gram) - 1 else None
+
+
 @dataclass(frozen=True)
 class Cosines:
     """C = D^-1 K D^-1 without zero gradients, with D the gradients' lengths.
@@ -75,7 +82,8 @@ class Cosines:
         return cls(reduced, norm, Spectrum.of(C, 1e-14, 1e-15))
 
     def report(self) -> Report:
-        """Rank, and stationarity where one combination of the gradients vanishes."""
-        n, rank = len(self.norm), self.spectrum.rank
-        stationary = rank == n - 1 and cancels(self.reduced.gram, self.spectrum.vectors[:, -1] / self.norm)
-        return Report(rank=rank, stationary=stationary)
+        """Rank, and stationarity where at most one combination of the gradients vanishes."""
+        rank = self.spectrum.rank
+        if not len(self.norm):
+            return Report(rank=rank)
+        return Report(rank=rank, stationary=stationarity(self.reduced.gram, rank, self.spectrum.vectors[:, -1] / self.norm))
