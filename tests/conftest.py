@@ -16,6 +16,17 @@ settings.register_profile("gradsurgery", deadline=None, derandomize=True, databa
 settings.load_profile("gradsurgery")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="also run what takes an hour: 10,000 matrices of every size")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--exhaustive"):
+        for item in items:
+            if "exhaustive" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes an hour in all: run it by `pytest --exhaustive`"))
+
+
 @pytest.fixture(params=["cpu", "cuda"])
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Each device in turn. Where GRADSURGERY_REQUIRE_CUDA=1 promises a GPU, its absence is a failure and no skip."""

@@ -22,7 +22,7 @@ enum TaskMark : int32_t {
 
 struct ActiveSet {
   int n = 0;
-  const double* gram = nullptr;  // C [n, n]
+  double* gram = nullptr;        // C [n, n], ridge included
   double* linear = nullptr;      // b [n]
   double* noise = nullptr;       // [n] the sum of absolute values that b was computed from
   double* y = nullptr;           // [n] the answer: the minimum, or the ray
@@ -40,6 +40,8 @@ struct ActiveSet {
   int factored = 0;              // leading rows of L that hold
   int iterations = 0;            // systems solved so far
   int patience = 0;              // from this iteration on no task enters twice, whatever rounding does
+  double bend = 0.0;             // the most negative d^T C d found, over sum_i C_ii d_i^2: C is in error by as much
+  double ridge = 0.0;            // what has been added to C's diagonal, over that
   bool converged = true;         // no slope at the end is more negative than rounding explains
 };
 
@@ -47,12 +49,14 @@ constexpr int64_t active_set_room(int64_t tasks) { return tasks * tasks + 8 * ta
 
 constexpr double kEnough = 0x1p-33;  // of a slope's magnitude: what may be left of it where rounding stops the search
 
+constexpr double kMostRidge = 0x1p-10;  // a C that needs more is no Gram matrix
+
 // A few units in the last place of sums over n tasks.
 GS_HOST_DEVICE double rounding_of(int n) { return 4.0 * (n + 2) * 0x1p-52; }
 
-// The empty set for C [n, n]; b and its noise are the caller's to fill.
+// The empty set for C [n, n], once it is cleared; b and its noise are the caller's to fill.
 template <class Lanes>
-GS_HOST_DEVICE ActiveSet active_set(const double* gram, int n, Arena& arena, Lanes lanes) {
+GS_HOST_DEVICE ActiveSet active_set(double* gram, int n, Arena& arena, Lanes lanes) {
   ActiveSet set;
   set.n = n;
   set.gram = gram;
@@ -68,7 +72,6 @@ GS_HOST_DEVICE ActiveSet active_set(const double* gram, int n, Arena& arena, Lan
   set.active = arena.ints(n);
   set.mark = arena.ints(n);
   for (int i = lanes.begin(); i < n; i += lanes.step()) set.mark[i] = kFree;
-  lanes.sync();
   return set;
 }
 
@@ -81,6 +84,11 @@ GS_HOST_DEVICE void clear(ActiveSet& set, Lanes lanes) {
   }
   lanes.sync();
   set.size = set.factored = 0;
+}
+
+// What of C_ii is ridge.
+GS_HOST_DEVICE double ridge_of(const ActiveSet& set, int i) {
+  return set.ridge / (1.0 + set.ridge) * set.gram[int64_t(i) * set.n + i];
 }
 
 template <class Lanes>
@@ -146,6 +154,17 @@ GS_HOST_DEVICE void find_dependence(ActiveSet& set, int last, Lanes lanes) {
   for (int k = lanes.begin(); k <= last; k += lanes.step()) set.step[k] = k < last ? -row[set.active[k]] : 1.0;
   lanes.sync();
   cholesky_solve(set.factor, last, set.n, set.step, lanes);
+}
+
+// d^T C d over sum_i C_ii d_i^2 for step = d.
+GS_HOST_DEVICE double bend_along(const ActiveSet& set, int last) {
+  const double* const row = set.gram + int64_t(set.active[last]) * set.n;
+  double square = 0.0, size = 0.0;
+  for (int k = 0; k <= last; ++k) {
+    square += row[set.active[k]] * set.step[k];  // all of C d but this is zero, and d_last = 1
+    size += set.gram[int64_t(set.active[k]) * set.n + set.active[k]] * set.step[k] * set.step[k];
+  }
+  return square / size;
 }
 
 // Whether the objective falls along step = d with C d = 0, by more than rounding errors.
@@ -214,12 +233,21 @@ GS_HOST_DEVICE Descent descend(ActiveSet& set, int entering, Lanes lanes) {
       lanes.sync();
     } else {
       find_dependence(set, last, lanes);
+      set.bend = fmin(set.bend, bend_along(set, last) - set.ridge);
       ray = is_ray(set, last);
       const bool fall = falls(set, last, lanes) || (ray && set.positive), joins = set.active[last] == entering;
       if (ray ? !(fall && set.rays) : !(fall || joins)) {
         sign = -1.0;  // out with the last
         ray = false;
       }
+    }
+    if (ray) {
+      for (int i = lanes.begin(); i < set.n; i += lanes.step()) set.y[i] = 0.0;
+      lanes.sync();
+      for (int k = lanes.begin(); k <= last; k += lanes.step())
+        if (set.step[k] > 0.0) set.y[set.active[k]] = set.step[k];
+      lanes.sync();
+      return Descent::ray;
     }
     double length = bounded ? 1.0 : HUGE_VAL;
     int first = -1;  // to reach zero
@@ -228,15 +256,6 @@ GS_HOST_DEVICE Descent descend(ActiveSet& set, int entering, Lanes lanes) {
       if (bounded ? from + change > 0.0 : change >= 0.0) continue;
       const double reach = change < 0.0 ? -from / change : 0.0;
       if (reach <= length) length = reach, first = k;
-    }
-    if (ray) {
-      lanes.sync();  // every lane has read y before it changes
-      for (int i = lanes.begin(); i < set.n; i += lanes.step()) set.y[i] = 0.0;
-      lanes.sync();
-      for (int k = lanes.begin(); k <= last; k += lanes.step())
-        if (set.step[k] > 0.0) set.y[set.active[k]] = set.step[k];
-      lanes.sync();
-      return Descent::ray;
     }
     lanes.sync();  // every lane has read y before it changes
     for (int k = lanes.begin(); k <= last; k += lanes.step()) {
@@ -285,12 +304,11 @@ GS_HOST_DEVICE void restore(ActiveSet& set, int entering, Lanes lanes) {
 
 // The minimum, from the y and S that are there. Returns false for a ray: b^T y > 0 and C y = 0, y >= 0; then S has no meaning.
 template <class Lanes>
-GS_HOST_DEVICE bool minimise(ActiveSet& set, Lanes lanes) {
+GS_HOST_DEVICE bool search(ActiveSet& set, Lanes lanes) {
   const int n = set.n;
   set.patience = set.iterations + 8 * n + 16;
   for (int i = lanes.begin(); i < n; i += lanes.step())
     if (set.mark[i] == kBarred) set.mark[i] = kFree;
-  lanes.sync();
   if (descend(set, -1, lanes) == Descent::ray) return false;
   for (;;) {
     find_slopes(set, lanes);
@@ -321,7 +339,6 @@ GS_HOST_DEVICE bool minimise(ActiveSet& set, Lanes lanes) {
     if (descent == Descent::minimum && set.iterations <= set.patience) {
       for (int i = lanes.begin(); i < n; i += lanes.step())
         if (set.mark[i] == kBarred) set.mark[i] = kFree;
-      lanes.sync();
     }
   }
   if (set.factored < set.size) factorise(set, lanes);
@@ -334,11 +351,36 @@ GS_HOST_DEVICE bool minimise(ActiveSet& set, Lanes lanes) {
   return true;
 }
 
-// y^T C y <= rounding errors of it, with b^T y for y^T C y, which equals it at the minimum: the direction is lost.
+// For a C that is not positive semidefinite, being in error by more than rounding, what is sought need not exist. Where it is not
+// found, C gets a ridge of the size of the negative curvature that was met on the way, then four times that, then sixteen; and
+// the search starts again. Returns whether it may.
+template <class Lanes>
+GS_HOST_DEVICE bool add_ridge(ActiveSet& set, Lanes lanes) {
+  const double error = fmax(-set.bend, rounding_of(set.n)), ridge = fmax(error, 4.0 * set.ridge);
+  if (ridge > fmin(16.0 * error, kMostRidge)) return false;
+  lanes.sync();  // every lane has read y and C
+  for (int i = lanes.begin(); i < set.n; i += lanes.step()) set.gram[int64_t(i) * set.n + i] *= (1.0 + ridge) / (1.0 + set.ridge);
+  clear(set, lanes);
+  set.ridge = ridge;
+  return true;
+}
+
+template <class Lanes>
+GS_HOST_DEVICE bool minimise(ActiveSet& set, Lanes lanes) {
+  while (search(set, lanes))
+    if (set.converged || !add_ridge(set, lanes)) return true;
+  return false;
+}
+
+// y^T C y <= rounding errors of it without the ridge, with b^T y for y^T C y, which equals it at the minimum: the direction is
+// lost.
 GS_HOST_DEVICE bool vanishes(const ActiveSet& set) {
-  double absolute = 0.0;
-  for (int i = 0; i < set.n; ++i) absolute += set.y[i] * (set.magnitude[i] - set.noise[i]);
-  return dot(set.linear, set.y, set.n) <= rounding_of(set.n) * absolute;
+  double square = 0.0, absolute = 0.0;
+  for (int i = 0; i < set.n; ++i) {
+    square += set.y[i] * (set.linear[i] - ridge_of(set, i) * set.y[i]);
+    absolute += set.y[i] * (set.magnitude[i] - set.noise[i]);
+  }
+  return square <= rounding_of(set.n) * absolute;
 }
 
 }  // namespace gradsurgery

@@ -1,7 +1,7 @@
 // Aligned-MTL (Senushkin et al., "Independent component alignment for multi-task learning", CVPR 2023): the gradients' principal
 // components are given one length, sqrt(s). With K = sum_k lambda_k v_k v_k^T over the eigenvalues above rounding, n 1e-14 of the
-// largest, w = sum_k sqrt(s / lambda_k) v_k v_k^T pref, where s is the smallest, the (lower) median or the mean of those
-// lambda_k.
+// largest, and above the errors that a negative one shows, w = sum_k sqrt(s / lambda_k) v_k v_k^T pref, where s is the smallest,
+// the (lower) median or the mean of those lambda_k.
 //
 // Zero gradients get 0. options: scale (an enum below), preference of every task; given: preferences, or null for that one
 #pragma once
@@ -38,7 +38,8 @@ struct AlignedMtl {
       for (int j = 0; j < n; ++j)
         spectrum.matrix[int64_t(i) * spectrum.stride + j] = reduced.gram[int64_t(i) * n + j] * unit[i] * unit[j];
     decompose(spectrum, lanes);
-    const int rank = n > 0 ? count_above(spectrum, n * kRankTolerance * spectrum.values[0]) : 0;
+    const double rounding = n > 0 ? n * kRankTolerance * spectrum.values[0] : 0.0;
+    const int rank = n > 0 ? count_above(spectrum, fmax(rounding, shown_error(spectrum, rounding))) : 0;
     const AlignedScale kind = AlignedScale(int(problem.options[0]));
     double s = 0.0;
     if (rank > 0 && kind == AlignedScale::mean) s = sum_of(spectrum.values, rank) / rank;

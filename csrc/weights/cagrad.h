@@ -53,71 +53,71 @@ struct CAGrad {
     report.stationary = !(square > rounding_of(n) * dot(mean, absolute, n));  // g_0 itself is zero
     bool zero_row = false;
     for (int t = 0; t < T; ++t) zero_row = zero_row || (b(t) > 0.0 && !(problem.gram[int64_t(t) * T + t] > 0.0));
-    // Between no change and what the best-placed change gives the first task that it would not suffice: mu is in [low, high].
-    double low = zero_row ? 0.0 : HUGE_VAL, high = low;
-    for (int i = 0; i < n; ++i) {
-      const double now = progress[i] * reduced.scale[i];
-      const double most = now + phi * reduced.scale[i] * sqrt(reduced.gram[int64_t(i) * n + i]);
-      if (now < low) low = now;
-      if (most < high) high = most;
-    }
-    bool at_most_zero = zero_row && high == 0.0;  // some convex combination is zero, and no d gives every task more than 0
     bool found = !(phi > 0.0) || report.stationary != 0.0;
-    double mu = high;
-    for (int round = 0; !found && round < 4 * n + 80; ++round) {
-      for (int i = lanes.begin(); i < n; i += lanes.step()) {
-        set.linear[i] = mu * inverse[i] - progress[i];
-        set.noise[i] = fabs(mu) * inverse[i] + absolute[i];
-      }
-      lanes.sync();
-      if (!minimise(set, lanes)) {
-        clear(set, lanes);
-        high = mu > 0.0 ? 0.0 : mu;
-        at_most_zero = at_most_zero || mu > 0.0;
-        mu = mu > 0.0 ? 0.0 : 0.5 * (low + high);
-        continue;
-      }
-      double length = 0.0, natural = 0.0, sum = 0.0;  // u^T K u, |u|^T |K| |u|, 1^T u
+    for (bool again = !found; again; again = !(found && set.converged) && add_ridge(set, lanes)) {
+      // Between no change and what the best-placed change gives the first task that it would not suffice: mu is in [low, high].
+      double low = zero_row ? 0.0 : HUGE_VAL, high = low;
       for (int i = 0; i < n; ++i) {
-        length += set.y[i] * (set.slope[i] + set.linear[i]);
-        natural += set.y[i] * (set.magnitude[i] - set.noise[i]);
-        sum += set.y[i] * inverse[i];
+        const double now = progress[i] * reduced.scale[i];
+        const double most = now + phi * reduced.scale[i] * sqrt(reduced.gram[int64_t(i) * n + i]);
+        if (now < low) low = now;
+        if (most < high) high = most;
       }
-      lanes.sync();
-      const double excess = length - phi * phi;
-      const double tolerance = round < 2 * n + 40 ? rounding_of(n) : kEnough;
-      const bool enough = fabs(excess) <= tolerance * (natural + phi * phi);
-      // g_w = 0, exactly where a change shorter than phi already gives all that can be had, or to rounding: d = g_0.
-      if (at_most_zero && mu == 0.0 && (enough || excess < 0.0)) report.stationary = 1.0;
-      if (enough && length <= rounding_of(n) * natural) report.stationary = 1.0;
-      found = enough || report.stationary != 0.0;
-      if (found) {
-        if (report.stationary != 0.0) clear(set, lanes);
-        break;
-      }
-      if (excess > 0.0) {
-        high = mu;
-      } else {
-        low = mu;
-      }
-      double curvature = 0.0;  // of u^T K u / 2 in mu, on this active set
-      if (set.factored == set.size) {
-        solve_active(set, inverse, lanes);
-        for (int k = 0; k < set.size; ++k) curvature += set.step[k] * inverse[set.active[k]];
+      bool at_most_zero = zero_row && high == 0.0;  // some convex combination is zero, and no d gives every task more than 0
+      double mu = high;
+      found = false;
+      for (int round = 0; !found && round < 4 * n + 80; ++round) {
+        for (int i = lanes.begin(); i < n; i += lanes.step()) {
+          set.linear[i] = mu * inverse[i] - progress[i];
+          set.noise[i] = fabs(mu) * inverse[i] + absolute[i];
+        }
+        if (!minimise(set, lanes)) {
+          clear(set, lanes);
+          high = mu > 0.0 ? 0.0 : mu;
+          at_most_zero = at_most_zero || mu > 0.0;
+          mu = mu > 0.0 ? 0.0 : 0.5 * (low + high);
+          continue;
+        }
+        double length = 0.0, natural = 0.0, sum = 0.0;  // u^T K u, |u|^T |K| |u|, 1^T u
+        for (int i = 0; i < n; ++i) {
+          length += set.y[i] * (set.slope[i] + set.linear[i]);
+          natural += set.y[i] * (set.magnitude[i] - set.noise[i]);
+          sum += set.y[i] * inverse[i];
+        }
         lanes.sync();
-      }
-      const double discriminant = sum * sum - curvature * excess;
-      mu -= discriminant >= 0.0 ? excess / (sum + sqrt(discriminant)) : (length - phi * sqrt(length)) / sum;
-      if (!(mu > low && mu < high)) {
-        mu = 0.5 * (low + high);
-        if (!(mu > low && mu < high)) found = true;
+        const double excess = length - phi * phi;
+        const double tolerance = round < 2 * n + 40 ? rounding_of(n) : kEnough;
+        const bool enough = fabs(excess) <= tolerance * (natural + phi * phi);
+        // g_w = 0, exactly where a change shorter than phi already gives all that can be had, or to rounding: d = g_0.
+        if (at_most_zero && mu == 0.0 && (enough || excess < 0.0)) report.stationary = 1.0;
+        if (enough && length <= rounding_of(n) * natural) report.stationary = 1.0;
+        found = enough || report.stationary != 0.0;
+        if (found) {
+          if (report.stationary != 0.0) clear(set, lanes);
+          break;
+        }
+        if (excess > 0.0) {
+          high = mu;
+        } else {
+          low = mu;
+        }
+        double curvature = 0.0;  // of u^T K u / 2 in mu, on this active set
+        if (set.factored == set.size) {
+          solve_active(set, inverse, lanes);
+          for (int k = 0; k < set.size; ++k) curvature += set.step[k] * inverse[set.active[k]];
+        }
+        const double discriminant = sum * sum - curvature * excess;
+        mu -= discriminant >= 0.0 ? excess / (sum + sqrt(discriminant)) : (length - phi * sqrt(length)) / sum;
+        if (!(mu > low && mu < high)) {
+          mu = 0.5 * (low + high);
+          if (!(mu > low && mu < high)) found = true;
+        }
       }
     }
     report.converged = found && set.converged;
     report.iterations = set.iterations;
     spread(problem, reduced, set.y, lanes);
     for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = factor * (b(t) + problem.w[t]);
-    lanes.sync();
     return report;
   }
 };

@@ -15,6 +15,7 @@ struct Cosines {
   Reduced reduced;
   double* norm = nullptr;  // [n]: |g_i| / d_i, in [1, 2)
   Spectrum spectrum;       // of C
+  double error = 0.0;      // of C, where it is more than rounding
   int rank = 0;
 };
 
@@ -35,15 +36,18 @@ GS_HOST_DEVICE Cosines cosines(const Problem& problem, Arena& arena, Lanes lanes
     for (int j = 0; j < n; ++j)
       c[int64_t(i) * result.spectrum.stride + j] = i == j ? 1.0 : gram[int64_t(i) * n + j] / (result.norm[i] * result.norm[j]);
   decompose(result.spectrum, lanes);
-  result.rank = n > 0 ? count_above(result.spectrum, cosines_tolerance(result.spectrum.values[0])) : 0;
+  if (n == 0) return result;
+  const double rounding = cosines_tolerance(result.spectrum.values[0]);
+  result.error = shown_error(result.spectrum, rounding);
+  result.rank = count_above(result.spectrum, fmax(rounding, result.error));
   return result;
 }
 
-// y = C^+ b, by way of its coefficients over the eigenvectors c. Seen by all lanes on return.
+// y = C^+ b, by way of its coefficients over the eigenvectors c, which all lanes see on return.
 template <class Lanes>
 GS_HOST_DEVICE void pseudo_solve(const Cosines& cosines, const double* b, double* c, double* y /* all [n] */, Lanes lanes) {
   for (int k = lanes.begin(); k < cosines.rank; k += lanes.step())
-    c[k] = component(cosines.spectrum, k, b) / cosines.spectrum.values[k];
+    c[k] = component(cosines.spectrum, k, b, cosines.error) / cosines.spectrum.values[k];
   lanes.sync();
   compose(cosines.spectrum, cosines.rank, c, y, lanes);
 }

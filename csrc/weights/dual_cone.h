@@ -23,7 +23,6 @@ GS_HOST_DEVICE bool regularise(const Problem& problem, const Reduced& reduced, L
   if (reg_eps > 0.0) {
     for (int i = lanes.begin(); i < reduced.size; i += lanes.step())
       reduced.gram[int64_t(i) * reduced.size + i] += reg_eps * trace / reduced.scale[i] / reduced.scale[i];
-    lanes.sync();
   }
   return true;
 }
@@ -39,7 +38,7 @@ GS_HOST_DEVICE bool project_on_dual_cone(ActiveSet& set, const double* u, Lanes 
       sum += row[j] * u[j];
       absolute += fabs(row[j] * u[j]);
     }
-    set.linear[i] = -sum;
+    set.linear[i] = ridge_of(set, i) * u[i] - sum;
     set.noise[i] = absolute;
   }
   clear(set, lanes);
@@ -47,7 +46,7 @@ GS_HOST_DEVICE bool project_on_dual_cone(ActiveSet& set, const double* u, Lanes 
   minimise(set, lanes);
   double square = 0.0, absolute = 0.0;
   for (int i = 0; i < set.n; ++i) {
-    square += (u[i] + set.y[i]) * set.slope[i];
+    square += (u[i] + set.y[i]) * (set.slope[i] - ridge_of(set, i) * set.y[i]);
     absolute += (u[i] + set.y[i]) * set.magnitude[i];
   }
   return set.n > 0 && square <= rounding_of(set.n) * absolute;
@@ -58,7 +57,6 @@ template <class Lanes>
 GS_HOST_DEVICE void spread_projection(const Problem& problem, const Reduced& reduced, const double* z, Lanes lanes) {
   spread(problem, reduced, z, lanes);
   for (int t = lanes.begin(); t < problem.tasks; t += lanes.step()) problem.w[t] += preference(problem, t);
-  lanes.sync();
 }
 
 }  // namespace gradsurgery

@@ -34,18 +34,15 @@ struct GradVac {
     report.stationary = -1.0;
     if (problem.order && !within(problem.order, T)) {
       for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = nan("");
-      lanes.sync();
       report.converged = 0.0;
       return report;
     }
     for (int i = 0; i < T; ++i) {
       lanes.sync();  // every lane is done with the last task's order
       if (problem.key && lanes.first()) pcgrad_random_order(problem.key[0], problem.key[1], problem.group, i, T, drawn);
-      lanes.sync();
       row(problem, i, drawn, dots, c, lanes);
       for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] += c[t];
     }
-    lanes.sync();
     return report;
   }
 

@@ -36,7 +36,7 @@ struct ImtlG {
     }
     lanes.sync();
     const double sum = sum_of(v, n);
-    const bool none = fabs(sum) <= 0x1p-50 * sum_of(ones, n);
+    const bool none = fabs(sum) <= fmax(0x1p-50, given.error) * sum_of(ones, n);
     for (int i = lanes.begin(); i < n; i += lanes.step()) c[i] = none ? 0.0 : v[i] / sum;
     scatter(problem, given.reduced, c, lanes);
     return report_of(given);

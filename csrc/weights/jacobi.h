@@ -166,19 +166,26 @@ GS_HOST_DEVICE int count_above(const Spectrum& spectrum, double threshold) {
   return count;
 }
 
-// <vector k, b>, and 0 where that is a difference of equal numbers to rounding: divided by a small eigenvalue, noise would pass
-// for a direction.
-GS_HOST_DEVICE double component(const Spectrum& spectrum, int k, const double* b /* [n] */) {
+// A Gram matrix has no negative eigenvalue, so that one below -rounding shows how large the errors of this one are, and nothing
+// up to several times that means anything. 0 where rounding alone is seen.
+GS_HOST_DEVICE double shown_error(const Spectrum& spectrum, double rounding) {
+  const double least = spectrum.values[spectrum.size - 1];
+  return least < -rounding ? -16.0 * least : 0.0;
+}
+
+// <vector k, b>, and 0 where that is a difference of equal numbers to rounding, or to an error of the matrix: divided by a small
+// eigenvalue, noise would pass for a direction.
+GS_HOST_DEVICE double component(const Spectrum& spectrum, int k, const double* b /* [n] */, double error) {
   const double* const vector = spectrum.vector(k);
   double sum = 0.0, size = 0.0;
   for (int i = 0; i < spectrum.size; ++i) {
     sum += vector[i] * b[i];
     size += fabs(vector[i] * b[i]);
   }
-  return fabs(sum) <= spectrum.size * 0x1p-50 * size ? 0.0 : sum;
+  return fabs(sum) <= (spectrum.size * 0x1p-50 + error / spectrum.values[k]) * size ? 0.0 : sum;
 }
 
-// y = sum over the first `count` k of c_k times vector k. Seen by all lanes on return.
+// y = sum over the first `count` k of c_k times vector k.
 template <class Lanes>
 GS_HOST_DEVICE void compose(const Spectrum& spectrum, int count, const double* c, double* y /* [n] */, Lanes lanes) {
   for (int i = lanes.begin(); i < spectrum.size; i += lanes.step()) {
@@ -186,7 +193,6 @@ GS_HOST_DEVICE void compose(const Spectrum& spectrum, int count, const double* c
     for (int k = 0; k < count; ++k) sum += c[k] * spectrum.vector(k)[i];
     y[i] = sum;
   }
-  lanes.sync();
 }
 
 // Whether the positive part of +-z, z_i / unit_i each, is a combination of gradients that cancels: |sum_i x_i g_i|^2 is below

@@ -37,7 +37,6 @@ struct MGDA {
         const bool blocks = !(problem.gram[int64_t(t) * T + t] > 0.0) && !(problem.given && isnan(problem.given[t]));
         problem.w[t] = !positive ? nan("") : blocks ? 1.0 / zeros : 0.0;
       }
-      lanes.sync();
       report.converged = positive;
       report.stationary = positive;
       return report;
@@ -59,7 +58,6 @@ struct MGDA {
     const double sum = dot(set.linear, set.y, n);
     lanes.sync();
     for (int i = lanes.begin(); i < n; i += lanes.step()) set.y[i] /= sum;
-    lanes.sync();
     spread(problem, reduced, set.y, lanes);
     return report;
   }

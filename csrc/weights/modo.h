@@ -40,7 +40,6 @@ struct Modo {
       problem.w[task[i]] = w[i];
       if (problem.state) problem.state[task[i]] = w[i];
     }
-    lanes.sync();
     return said;
   }
 };

@@ -29,7 +29,6 @@ struct NashMTL {
     const double max_norm = problem.options[0], norm = sqrt(square);
     if (max_norm > 0.0 && norm > max_norm) {
       for (int i = lanes.begin(); i < reduced.size; i += lanes.step()) f.v[i] *= max_norm / norm;
-      lanes.sync();
     }
     spread(problem, reduced, f.v, lanes);
     return report;

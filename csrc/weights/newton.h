@@ -197,7 +197,7 @@ GS_HOST_DEVICE FairOutcome newton(const Fair& f, double p, double ridge, Lanes l
   return result;
 }
 
-// The fair v of a reduced problem, the whole story.
+// The fair v of a reduced problem, the whole story. For p = 1, v is seen by all lanes on return.
 template <class Lanes>
 GS_HOST_DEVICE Report solve_fair(const Fair& f, double p, Lanes lanes) {
   Report report;
@@ -208,12 +208,10 @@ GS_HOST_DEVICE Report solve_fair(const Fair& f, double p, Lanes lanes) {
   if (p != 1.0 && !found.stationary && (!found.converged || found.curvature < kSuspiciousCurvature)) {
     // Whether a combination vanishes does not depend on p, and p = 1 weighs all tasks alike in looking for it.
     for (int i = lanes.begin(); i < f.n; i += lanes.step()) f.held[i] = f.v[i];
-    lanes.sync();
     const FairOutcome decided = newton(f, 1.0, 0.0, lanes);
     iterations += decided.iterations;
     found.stationary = decided.stationary;
     for (int i = lanes.begin(); i < f.n; i += lanes.step()) f.v[i] = f.held[i];
-    lanes.sync();
   }
   if (found.stationary) {
     FairOutcome ridged;

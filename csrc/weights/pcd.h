@@ -38,7 +38,6 @@ struct PCD {
       }
       if (average + eps > 0.0) s[t] = 1.0 / sqrt(average + eps);
     }
-    lanes.sync();
     const Reduced reduced = reduce(problem, arena, lanes);
     const int n = reduced.size;
     int primary = -1;
@@ -47,7 +46,6 @@ struct PCD {
     Report report;
     if (primary < 0) {
       for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = 0.0;
-      lanes.sync();
       return report;
     }
     ActiveSet set = active_set(reduced.gram, n, arena, lanes);
@@ -78,11 +76,12 @@ struct PCD {
         absolute += set.y[i] * fabs(row[j]) * set.y[j];
       }
     }
+    const bool vanishes = !(square > rounding_of(n) * absolute);  // a convex combination, up to its length, that is zero
+    if (vanishes) report.stationary = 1.0;
     const double length = problem.gram[int64_t(primary_task) * T + primary_task];
-    const double factor = square > rounding_of(n) * absolute ? sqrt(length / square) : 0.0;
+    const double factor = vanishes ? 0.0 : sqrt(length / square);
     lanes.sync();
     for (int i = lanes.begin(); i < n; i += lanes.step()) set.y[i] *= factor;
-    lanes.sync();
     spread(problem, reduced, set.y, lanes);
     return report;
   }

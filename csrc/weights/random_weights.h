@@ -47,7 +47,6 @@ struct RandomWeights {
     lanes.sync();
     const double sum = sum_of(z, T);
     for (int t = lanes.begin(); t < T; t += lanes.step()) problem.w[t] = z[t] / sum;
-    lanes.sync();
     Report report;
     report.stationary = -1.0;
     return report;

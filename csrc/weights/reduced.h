@@ -23,6 +23,7 @@ GS_HOST_DEVICE double power_of_two_below_root(double x) {
   return ldexp(1.0, exponent >= 0 ? exponent / 2 : -((1 - exponent) / 2));
 }
 
+// Each lane sees its own rows of the matrix on return, and those of others after the next sync.
 template <class Lanes>
 GS_HOST_DEVICE Reduced reduce(const Problem& problem, Arena& arena, Lanes lanes) {
   const int T = problem.tasks;
@@ -45,7 +46,6 @@ GS_HOST_DEVICE Reduced reduce(const Problem& problem, Arena& arena, Lanes lanes)
     for (int j = 0; j < n; ++j)
       result.gram[int64_t(i) * n + j] =
           problem.gram[int64_t(result.task[i]) * T + result.task[j]] / result.scale[i] / result.scale[j];
-  lanes.sync();
   return result;
 }
 
@@ -55,10 +55,9 @@ GS_HOST_DEVICE void scatter(const Problem& problem, const Reduced& reduced, cons
   for (int t = lanes.begin(); t < problem.tasks; t += lanes.step()) problem.w[t] = 0.0;
   lanes.sync();
   for (int i = lanes.begin(); i < reduced.size; i += lanes.step()) problem.w[reduced.task[i]] = v[i];
-  lanes.sync();
 }
 
-// w of all tasks from v over the reduced ones: w_t = v_i / d_i, and 0 for zero gradients.
+// w of all tasks from v over the reduced ones: w_t = v_i / d_i, and 0 for zero gradients. Seen by all lanes on return.
 template <class Lanes>
 GS_HOST_DEVICE void spread(const Problem& problem, const Reduced& reduced, const double* v /* [n] */, Lanes lanes) {
   for (int t = lanes.begin(); t < problem.tasks; t += lanes.step()) problem.w[t] = 0.0;

@@ -38,7 +38,6 @@ struct Sdmgrad {
       for (int j = 0; j < n; ++j) a[int64_t(i) * n + j] = scale > 0.0 ? A(i, j) / scale / scale : 0.0;
       velocity[i] = 0.0;
     }
-    lanes.sync();
     for (int k = 0; k < iterations && scale > 0.0; ++k) {
       for (int i = lanes.begin(); i < n; i += lanes.step()) {
         double gradient = 0.0;
@@ -56,7 +55,6 @@ struct Sdmgrad {
       problem.w[task[i]] = (w[i] + lambda / n) / (1.0 + lambda);
       if (problem.state) problem.state[task[i]] = w[i];
     }
-    lanes.sync();
     return said;
   }
 };

@@ -29,7 +29,6 @@ GS_HOST_DEVICE bool project_simplex(const double* v, double* w, double* sorted, 
     sum += x;
     threshold = next;
   }
-  lanes.sync();
   for (int i = lanes.begin(); i < n; i += lanes.step()) {
     const double x = v[i] - top - threshold;
     w[i] = x > 0.0 ? x : 0.0;

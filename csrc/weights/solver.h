@@ -22,7 +22,7 @@ struct OneLane {
 
 // What a solver says of its answer, in the order of its four numbers.
 struct Report {
-  double converged = 1.0;   // 0: the cap on iterations was met first; the answer is the best so far
+  double converged = 1.0;   // to rounding, or to the errors that a K with negative curvature shows; 0: the best so far
   double stationary = 0.0;  // 1: some convex combination of the gradients is zero to rounding: no direction improves all tasks;
                             // 0: none is; -1: the solver did not examine it
   double rank = -1.0;       // of K, to rounding, where the solver needs it; -1 where it does not

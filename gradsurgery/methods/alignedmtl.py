@@ -27,8 +27,9 @@ _SCALES = ("min", "median", "rmse")  # csrc/weights/alignedmtl.h
 class AlignedMTL(SolverMethod):
     """w = √s V Λ^(−½) Vᵀ pref over the eigenvalues of K = V Λ Vᵀ above rounding: ‖Vᵀ-components of G‖ all become √s.
 
-    An eigenvalue up to T 1e-14 of the largest counts as zero: the result jumps where one crosses that line
-    (``Statistics.status.rank`` tells), and so does that of tasks whose gradients are 1e7 times shorter than others.
+    An eigenvalue up to T 1e-14 of the largest counts as zero, and one of the size of a negative one, which shows the errors of K:
+    the result jumps where one crosses that line (``Statistics.status.rank`` tells), and so does that of tasks whose gradients are
+    1e7 times shorter than others.
 
     May conflict with a task, even for T = 2: with gradients of lengths 1 and 10 at 160 degrees the result opposes the first.
     Tasks with a zero gradient get the weight 0, and count in the mean as long as they are present.

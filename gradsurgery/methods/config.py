@@ -35,8 +35,9 @@ class ConFIG(SolverMethod):
     """w = (1ᵀKv / vᵀKv) v with v = D⁻¹ C⁺ pref, C = D⁻¹ K D⁻¹ the cosines: out has equal cosines with all g_t.
 
     Its length is Σ ⟨g_t, out⟩ / ‖out‖. Without conflict while the gradients are linearly independent; where they are not
-    (eigenvalues of C up to some 1e-14; ``Statistics.status.rank`` tells), the cosines are as near to ``pref`` as can be, which
-    may leave some of them, and the length, negative, and where nothing is left w = 0. Tasks with a zero gradient drop out.
+    (eigenvalues of C up to some 1e-14, or of the size of a negative one, which shows the errors of K; ``Statistics.status.rank``
+    tells), the cosines are as near to ``pref`` as can be, which may leave some of them, and the length, negative, and where nothing
+    is left w = 0. Tasks with a zero gradient drop out.
 
     Options:
         pref: the cosines' proportions, "ones" or a number a task. [T]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cuda_emulator import Emulator
-from methods.families import grams
+from methods.families import grams, noisy
 from methods.test_active_set import CALLS
 
 OPS = torch.ops.gradsurgery
@@ -26,3 +26,20 @@ def test_a_warp_gives_what_one_lane_gives(emulator: Emulator, name: str, family:
             apart = (difference[:, None] @ K @ difference[..., None]).abs().sqrt()[:, 0, 0]
             sizes = (expected * K.diagonal(dim1=-2, dim2=-1).sqrt()).sum(1)
             assert bool((apart <= 1e-7 * sizes).all())
+
+
+@pytest.mark.parametrize("family", ["in a plane", "negated", "opposed 1e-06"])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_warp_adds_the_ridge_that_one_lane_adds(emulator: Emulator, name: str, family: str) -> None:
+    solver, options = CALLS[name]
+    for tasks in (3, 9):
+        for noise in (1e-8, 1e-6):
+            _, K = noisy(family, tasks, 6, noise)
+            w, report = OPS.solve(K, solver, options)
+            sizes = w.abs() * K.diagonal(dim1=-2, dim2=-1).sqrt()
+            for seed in (1, 2):
+                with emulator.schedule(seed):
+                    other, said = emulator.operators.solve(K, solver, options)
+                assert torch.equal(said[:, :2], report[:, :2])
+                apart = (other - w).abs() * K.diagonal(dim1=-2, dim2=-1).sqrt()
+                assert bool((apart.sum(1) <= 1e-6 * sizes.sum(1)).all())

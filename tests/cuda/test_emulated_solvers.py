@@ -12,6 +12,15 @@ from torch import Tensor
 OPS = torch.ops.gradsurgery
 
 
+ABSENT = ((False, True, True, True, False, True), (True, False, True, True, True, False))
+
+
+def half_stationary() -> Tensor:
+    """K [3, 3] of two opposite gradients and one that has nothing to do with them, each of which comes last once."""
+    K = torch.tensor([[1.0, -2.0, 0.0], [-2.0, 4.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    return torch.stack([K.roll((k, k), (0, 1)) for k in range(3)])
+
+
 def assert_same_answer(call: SolverCall, actual: tuple[Tensor | None, ...], expected: tuple[Tensor | None, ...]) -> None:
     """Weights by what they do to K, for where they are not unique or badly determined they may differ; counters exactly."""
     (w, report, state, key), (other, other_report, other_state, other_key) = actual, expected
@@ -59,8 +68,10 @@ def test_groups_in_one_launch(emulator: Emulator, name: str) -> None:
 
 @pytest.mark.parametrize("name", SOLVER_METHODS)
 def test_schedules_do_not_change_a_bit(emulator: Emulator, name: str) -> None:
-    for tasks in (3, 8, 33):
-        call = solver_call(name, tasks, seed=1)
+    calls = [solver_call(name, tasks, seed=1) for tasks in (3, 8, 33)]
+    calls += [solver_call(name, len(present), seed, present=present) for present in ABSENT for seed in (1, 2)]
+    calls += [calls[0].on(K) for K in half_stationary()]
+    for call in calls:
         expected = call.run(emulator.operators)
         for seed in range(1, 6):
             with emulator.schedule(seed):

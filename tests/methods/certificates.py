@@ -94,8 +94,9 @@ def cagrad(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
     return np.where(positive, np.maximum(optimal, length), np.inf)
 
 
-def dual_cone(K: Wide, w: Wide, start: Wide) -> Wide:
-    """For z = w - start: z >= 0, K w >= 0, and z_i (K w)_i = 0, by the lesser of both, each as a share of its natural size.
+def complementary(K: Wide, w: Wide, start: Wide, least: Wide | float = 0.0) -> Wide:
+    """For z = w - start: z >= 0, K w >= least, and z_i (K w - least)_i = 0, by the lesser of both, each as a share of its natural
+    size. [B, T]
 
     That of (K w)_i is |g_i| |sum_t w_t g_t|; where this vanishes, all that K tells of it is noise of |g_i| sum_t w_t |g_t|.
     """
@@ -104,8 +105,13 @@ def dual_cone(K: Wide, w: Wide, start: Wide) -> Wide:
     length = np.sqrt(np.maximum((w * Kw).sum(1), 0.0))[:, None]
     reach = (np.abs(w) * norms).sum(1)[:, None]
     change = beyond(w - start, reach / norms, np.abs(start), T) * np.sign(w - start)
-    progress = beyond(Kw, norms * length, norms * reach, T, sums=64.0) * np.sign(Kw)
-    return np.abs(np.minimum(change, progress)).max(1)
+    progress = beyond(Kw - least, norms * length, norms * reach + np.abs(least), T, sums=64.0) * np.sign(Kw - least)
+    return np.abs(np.minimum(change, progress))
+
+
+def dual_cone(K: Wide, w: Wide, start: Wide) -> Wide:
+    """That w is the projection of ``start`` on the dual cone."""
+    return complementary(K, w, start).max(1)
 
 
 def dualproj(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
@@ -127,6 +133,20 @@ def upgrad(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
     _, magnitude = image(K, total)
     apart = beyond(difference, magnitude, magnitude, T).max(1)
     return np.where((w >= 0).all(1), np.maximum(error, apart), np.inf)
+
+
+def pcd(K: Wide, w: Wide, options: Mapping[str, Any]) -> Wide:
+    """In units in which w_0 is s_0, with s_i = 1 / sqrt(|g_i|^2 + eps): every other task gets tau s_i |g_i|^2, and no more where
+    w_i > 0; and |sum_t w_t g_t| = |g_0|. Infinite where the first task has no weight."""
+    squares = diagonal(K)
+    s = 1 / np.sqrt(squares + np.longdouble(options["eps"]))
+    start = np.where(np.arange(w.shape[1]) == 0, s, 0.0)
+    leads = w[:, 0] > 0
+    u = w / np.where(leads, w[:, 0], 1.0)[:, None] * s[:, :1]
+    others = complementary(K, u, start, np.longdouble(options["tau"]) * s * squares)[:, 1:].max(1)
+    Kw, magnitude = image(K, w)
+    length = beyond((w * Kw).sum(1) - squares[:, 0], squares[:, 0], (np.abs(w) * magnitude).sum(1), w.shape[1])
+    return np.where(leads, np.maximum(others, length), np.inf)
 
 
 def on_range(K: Wide, *vectors: Wide) -> list[Wide]:
@@ -191,6 +211,7 @@ CERTIFICATES: dict[str, tuple[Certificate, tuple[dict[str, Any], ...]]] = {
     "config": (config, ({},)),
     "alignedmtl": (alignedmtl, ({"scale_mode": "min"}, {"scale_mode": "median"}, {"scale_mode": "rmse"})),
     "dualproj": (dualproj, ({},)),
+    "pcd": (pcd, ({"tau": 0.02, "eps": 0.0}, {"tau": 0.5, "eps": 1e-8})),
 }
 
 

@@ -103,3 +103,12 @@ def grams(family: str, tasks: int, count: int, seed: int = 0) -> Tensor:
     G = FAMILIES[family](torch.Generator().manual_seed(1000 * seed + tasks), count, tasks)
     K = G @ G.mT
     return (K + K.mT) / 2
+
+
+def noisy(family: str, tasks: int, count: int, noise: float) -> tuple[Tensor, Tensor]:
+    """G [count, T, N], and its K [count, T, T] with errors of some ``noise`` times |g_i| |g_j|."""
+    generator = torch.Generator().manual_seed(tasks)
+    G = FAMILIES[family](generator, count, tasks)
+    error, norms = normal(generator, count, tasks, tasks), G.norm(dim=2)
+    K = G @ G.mT + noise * norms[:, :, None] * norms[:, None] * (error + error.mT) / 2**0.5
+    return G, K.tril() + K.tril(-1).mT

@@ -41,7 +41,7 @@ def test_certified(name: str, options: dict[str, Any], tasks: int) -> None:
     run(name, options, tasks, count=10)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "options"), PRESENT)
 @pytest.mark.parametrize("tasks", TASKS)
 def test_ten_thousand_certified(name: str, options: dict[str, Any], tasks: int) -> None:

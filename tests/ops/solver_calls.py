@@ -60,9 +60,14 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
 
 
 def solver_call(
-    name: str, tasks: int, seed: int = 0, groups: int = 0, absent: bool = False, options: Mapping[str, Any] | None = None
+    name: str,
+    tasks: int,
+    seed: int = 0,
+    groups: int = 0,
+    present: tuple[bool, ...] | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> SolverCall:
-    """A call on conflicting gradients; K [T, T], or [G, T, T] with groups. ``absent``: every third task has no gradient."""
+    """A call on conflicting gradients, absent ones of which are zero; K [T, T], or [G, T, T] with groups."""
     generator = torch.Generator().manual_seed(1000 * seed + tasks)
 
     def normal(*shape: int) -> Tensor:
@@ -72,11 +77,13 @@ def solver_call(
     numel = 2 * tasks + 1
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(tasks)[:tasks, None]
     G = normal(*batch, tasks, numel) + 0.4 * signs * normal(*batch, 1, numel)
-    present = tuple(not absent or t % 3 != 1 for t in range(tasks))
-    G[..., [t for t in range(tasks) if not present[t]], :] = 0.0
     method = build(name, **CALM.get(name, {}) | dict(options or {}))
     assert isinstance(method, SolverMethod)
-    step = Step(present=present, losses=normal(tasks).exp())
+    losses = normal(tasks).exp()
+    if present is not None:
+        G = G * torch.tensor(present)[:, None]
+        losses = losses.masked_fill(~torch.tensor(present), torch.nan)
+    step = Step(present=present, losses=losses)
     gram = G @ G.mT
     states = method.task_state(TaskGradients.of(normal(tasks, numel)), max(groups, 1))
     state = None if method.state_name is None else states[method.state_name]
@@ -89,7 +96,7 @@ def solver_calls(name: str, tasks: int) -> Iterator[SolverCall]:
     usual = solver_call(name, tasks)
     yield usual
     if tasks > 4:
-        yield solver_call(name, tasks, absent=True)
+        yield solver_call(name, tasks, present=tuple(t % 3 != 1 for t in range(tasks)))
     for options in OPTIONS.get(name, []):
         yield solver_call(name, tasks, options=options)
     if name == "gradvac":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 ENOUGH = 2.0**-33  # of a slope's magnitude: what may be left of it where rounding stops the search
+MOST_RIDGE = 2.0**-10  # a C that needs more is no Gram matrix
 
 
 @dataclass
@@ -34,11 +35,34 @@ def rounding_of(n: int) -> float:
     return 4.0 * (n + 2) * 2.0**-52
 
 
+class Quadratic:
+    """C [n, n], and what searches have found of its errors.
+
+    Attributes:
+        C: the matrix, ridge included.
+        bend: the most negative dᵀC d found, over sum_i C_ii d_i²: C is in error by as much.
+        ridge: what has been added to C's diagonal, over that.
+    """
+
+    def __init__(self, C: Tensor) -> None:
+        self.C, self.bend, self.ridge = C.clone(), 0.0, 0.0
+
+    def add_ridge(self) -> bool:
+        """Of the size of the negative curvature met, then four times that, then sixteen. Returns whether it may grow."""
+        error = max(-self.bend, rounding_of(len(self.C)))
+        ridge = max(error, 4 * self.ridge)
+        if ridge > min(16 * error, MOST_RIDGE):
+            return False
+        self.C.diagonal().mul_((1 + ridge) / (1 + self.ridge))
+        self.ridge = ridge
+        return True
+
+
 class ActiveSet:
     """The problem and where the search stands; see ``minimise``."""
 
-    def __init__(self, C: Tensor, b: Tensor, noise: Tensor, excluded: int, rays: bool, positive: bool) -> None:
-        self.C, self.b, self.noise, self.excluded = C, b, noise, excluded
+    def __init__(self, form: Quadratic, b: Tensor, noise: Tensor, excluded: int, rays: bool, positive: bool) -> None:
+        self.form, self.C, self.b, self.noise, self.excluded = form, form.C, b, noise, excluded
         self.rays, self.positive = rays, positive
         self.n = len(b)
         self.unit = rounding_of(self.n)
@@ -51,7 +75,7 @@ class ActiveSet:
         """C y - b, and what its rounding errors are measured by. [n]"""
         return self.C @ self.y - self.b, self.C.abs() @ self.y + self.noise
 
-    def minimise(self) -> Minimum:
+    def search(self) -> Minimum:
         """Lets tasks enter until no slope is negative."""
         while True:
             slope, magnitude = self.slopes()
@@ -89,6 +113,8 @@ class ActiveSet:
                 d = _solve(self.C[tasks][:, tasks], L, self.b[tasks]) - self.y[tasks]
             else:
                 d = self._dependence(tasks, L)
+                bend = float(self.C[tasks[-1], tasks] @ d / (self.C.diagonal()[tasks] @ d.square()))
+                self.form.bend = min(self.form.bend, bend - self.form.ridge)
                 ray = bool((d >= 0).all()) or self._is_null(tasks, d.clamp_min(0))
                 falls, joins = self._falls(tasks, d) or (ray and self.positive), tasks[-1] == entering
                 if not (falls and self.rays if ray else falls or joins):
@@ -151,18 +177,23 @@ class ActiveSet:
         return bool(-(d @ slope[tasks]) > self.unit * (d.abs() @ magnitude[tasks]))
 
 
-def minimise(C: Tensor, b: Tensor, noise: Tensor, excluded: int = -1, rays: bool = True, positive: bool = False) -> Minimum:
-    """The minimum, from y = 0.
+def minimise(form: Quadratic, b: Tensor, noise: Tensor, excluded: int = -1, rays: bool = True, positive: bool = False) -> Minimum:
+    """The minimum, from y = 0. Where C is not positive semidefinite and none is found, C gets a ridge.
 
     Args:
-        C: positive semidefinite with a diagonal of order one. [n, n]
+        form: C, positive semidefinite but for errors, with a diagonal of order one.
         b: the linear term. [n]
         noise: the sum of absolute values that b was computed from. [n]
         excluded: a task whose y stays 0.
         rays: whether the objective may fall for ever.
         positive: whether b > 0, so that it falls along every ray.
     """
-    return ActiveSet(C, b, noise, excluded, rays, positive).minimise()
+    iterations = 0
+    while True:
+        found = ActiveSet(form, b, noise, excluded, rays, positive).search()
+        iterations = found.iterations = iterations + found.iterations
+        if not found.bounded or found.converged or not form.add_ridge():
+            return found
 
 
 def solve_active(C: Tensor, active: list[int], right: Tensor) -> Tensor | None:

@@ -23,7 +23,7 @@ def config(problem: Problem) -> tuple[Tensor, Report]:
     reduced, norm = cosines.reduced, cosines.norm
     pref = torch.ones_like(norm) if problem.given is None else problem.given[reduced.task]
     values, vectors = cosines.spectrum.kept()
-    y = vectors @ (components(vectors, pref) / values) / norm
+    y = vectors @ (components(cosines.spectrum, pref) / values) / norm
     product = reduced.gram @ y
     square = y @ product
     w = torch.zeros(problem.tasks, dtype=torch.float64)

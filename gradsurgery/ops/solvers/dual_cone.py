@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .active_set import Minimum, minimise, rounding_of
+from .active_set import Quadratic, minimise, rounding_of
 from .problem import Problem, Reduced, Report
 
 
@@ -31,16 +31,13 @@ def _projected(problem: Problem, reduced: Reduced, preference: Tensor, combinati
     trace = problem.gram.trace()
     C = reduced.gram + torch.diag(reg_eps * trace / reduced.scale / reduced.scale)
     projected = [u for u in combinations if u.any()] if trace >= norm_eps else []
-    found = [_projection(C, u) for u in projected]
+    form = Quadratic(C)
+    # z >= 0 with which u + z is the projection of u; no ray, for sum_i d_i g_i = 0 leaves the objective as it is
+    found = [minimise(form, -(C @ u), C.abs() @ u, rays=False) for u in projected]
     vanishes = [_is_null(C, u + each.y) for u, each in zip(projected, found, strict=True)]
     z = sum((each.y for each in found), torch.zeros_like(reduced.scale))
     report = Report(all(each.converged for each in found), any(vanishes), iterations=sum(each.iterations for each in found))
     return preference + reduced.spread(z, problem.tasks), report
-
-
-def _projection(C: Tensor, u: Tensor) -> Minimum:
-    """z >= 0 with which u + z is the projection of u; no ray, for sum_i d_i g_i = 0 leaves the objective as it is."""
-    return minimise(C, -(C @ u), C.abs() @ u, rays=False)
 
 
 def _is_null(C: Tensor, v: Tensor) -> bool:

@@ -16,10 +16,10 @@ def imtlg(problem: Problem) -> tuple[Tensor, Report]:
     if len(cosines.norm) == 0:
         return w, cosines.report()
     values, vectors = cosines.spectrum.kept()
-    c = components(vectors, torch.ones_like(cosines.norm)) / values
+    c = components(cosines.spectrum, torch.ones_like(cosines.norm)) / values
     per_length = cosines.reduced.scale.min() / cosines.reduced.scale / cosines.norm
     v = per_length * (vectors @ c)
     error = per_length * (vectors.abs() @ (c.abs() * (1 + 1 / values)))
-    if abs(v.sum()) > 2.0**-50 * error.sum():
+    if abs(v.sum()) > max(2.0**-50, cosines.spectrum.error) * error.sum():
         w[cosines.reduced.task] = v / v.sum()
     return w, cosines.report()

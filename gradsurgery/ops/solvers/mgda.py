@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .active_set import minimise, rounding_of
+from .active_set import Quadratic, minimise, rounding_of
 from .problem import Problem, Reduced, Report
 
 
@@ -23,8 +23,9 @@ def mgda(problem: Problem) -> tuple[Tensor, Report]:
     reduced = Reduced.of(K)
     C = reduced.gram
     b = factor[reduced.task] * (C.diagonal().sqrt() if norms else 1 / reduced.scale)
-    found = minimise(C, b, b, positive=True)
+    form = Quadratic(C)
+    found = minimise(form, b, b, positive=True)
     y = found.y
-    vanishes = bool(b @ y <= rounding_of(len(b)) * (y @ C.abs() @ y))
+    vanishes = bool(b @ y - form.ridge * (y.square() @ C.diagonal()) <= rounding_of(len(b)) * (y @ C.abs() @ y))
     report = Report(found.converged, len(b) > 0 and (vanishes or not found.bounded), iterations=found.iterations)
     return reduced.spread(y / (b @ y), T), report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .active_set import minimise, rounding_of
+from .active_set import Quadratic, minimise, rounding_of
 from .problem import Problem, Reduced, Report
 
 
@@ -29,9 +29,10 @@ def pcd(problem: Problem) -> tuple[Tensor, Report]:
     primary = task.tolist().index(primary_task)
     start = s[primary_task] * scale[primary]
     wanted, had = taus[task] * s[task] * scale * C.diagonal(), start * C[:, primary]
-    found = minimise(C, wanted - had, wanted + had.abs(), excluded=primary)
+    found = minimise(Quadratic(C), wanted - had, wanted + had.abs(), excluded=primary)
     y = found.y if found.bounded else torch.zeros_like(found.y)
     y[primary] = start
     square, absolute = y @ C @ y, y @ C.abs() @ y
-    factor = (K[primary_task, primary_task] / square).sqrt() if square > rounding_of(len(y)) * absolute else 0.0
-    return reduced.spread(factor * y, T), Report(found.converged, not found.bounded, iterations=found.iterations)
+    vanishes = not square > rounding_of(len(y)) * absolute
+    factor = 0.0 if vanishes else (K[primary_task, primary_task] / square).sqrt()
+    return reduced.spread(factor * y, T), Report(found.converged, vanishes or not found.bounded, iterations=found.iterations)

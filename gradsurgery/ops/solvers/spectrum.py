@@ -19,30 +19,37 @@ class Spectrum:
     Attributes:
         values: [n]
         vectors: [n, n]
-        rank: how many values are above rounding.
+        rank: how many values are above rounding and above ``error``.
+        error: several times the most negative value, which shows the matrix's errors; 0 where it is rounding.
     """
 
     values: Tensor
     vectors: Tensor
     rank: int
+    error: float
 
     @classmethod
     def of(cls, matrix: Tensor, absolute: float, relative: float) -> Spectrum:
         """Of a symmetric matrix [n, n]; values up to ``absolute`` + ``relative`` times the largest count as zero."""
         values, vectors = torch.linalg.eigh(matrix)
         values, vectors = values.flip(0), vectors.flip(1)
-        return cls(values, vectors, int((values > absolute + relative * values[:1]).sum()))
+        if len(values) == 0:
+            return cls(values, vectors, 0, 0.0)
+        rounding = absolute + relative * float(values[0])
+        error = -16 * float(values[-1]) if values[-1] < -rounding else 0.0
+        return cls(values, vectors, int((values > max(rounding, error)).sum()), error)
 
     def kept(self) -> tuple[Tensor, Tensor]:
         """The values above rounding and their vectors. [rank], [n, rank]"""
         return self.values[: self.rank], self.vectors[:, : self.rank]
 
 
-def components(vectors: Tensor, b: Tensor) -> Tensor:
-    """<v_k, b>, and 0 where that is a difference of equal numbers to rounding. [rank]"""
+def components(spectrum: Spectrum, b: Tensor) -> Tensor:
+    """<v_k, b>, and 0 where that is a difference of equal numbers to rounding or to the matrix's errors. [rank]"""
+    values, vectors = spectrum.kept()
     products = vectors * b[:, None]
     sums, sizes = products.sum(0), products.abs().sum(0)
-    return torch.where(sums.abs() <= len(b) * 2.0**-50 * sizes, 0.0, sums)
+    return torch.where(sums.abs() <= (len(b) * 2.0**-50 + spectrum.error / values) * sizes, 0.0, sums)
 
 
 def cancels(gram: Tensor, x: Tensor) -> bool:
