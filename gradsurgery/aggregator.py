@@ -368,6 +368,8 @@ class GradientAggregator(MethodMemory):
         """
         if isinstance(losses, Mapping):
             by_name: dict[str, Tensor | None] = dict(losses)
+        elif isinstance(losses, str) or not isinstance(losses, Sequence):
+            raise TypeError(f"losses: expected a dict by task or a sequence, found {type(losses).__name__}.")
         else:
             given: list[Tensor | None] = list(losses)
             names = self._names.present(None if self._names.known else len(given))

@@ -225,3 +225,10 @@ def test_a_second_batch_that_would_be_ignored(method: str) -> None:
     G = torch.ones(2, 3)
     with pytest.raises(ValueError, match=f"against: expected none, as method '{method}' works on one batch's gradients"):
         surgery.aggregate(G, [torch.tensor(1.0)] * 2, against=G)
+
+
+@pytest.mark.parametrize("losses", [torch.ones(()), None, "ab", 3.0])
+def test_observe_names_what_it_was_given(losses: Any) -> None:
+    surgery = gs.GradientAggregator("moco", tasks=["a", "b"])
+    with pytest.raises(TypeError, match=rf"losses: expected a dict by task or a sequence, found {type(losses).__name__}"):
+        surgery.observe(losses)

@@ -77,9 +77,22 @@ def balancer_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def property_table() -> str:
+    """A row for every property that a method may declare."""
+    from gradsurgery.methods.registry import PROPERTIES
+
+    lines = [_row("property", "of the result A(G)"), _row(*["---"] * 2)]
+    lines += [
+        _row(f"`{name}`", f"{said}; in the table: {PROMISES[name]}" if name in PROMISES else said)
+        for name, said in PROPERTIES.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def with_tables(text: str) -> str:
     """The README with its tables renewed."""
-    for name, table in (("methods", method_table()), ("balancers", balancer_table())):
+    tables = {"methods": method_table(), "properties": property_table(), "balancers": balancer_table()}
+    for name, table in tables.items():
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         head, rest = text.split(begin)
         _, tail = rest.split(end)

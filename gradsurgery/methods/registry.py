@@ -119,14 +119,22 @@ class Method:
         Returns:
             w [T], float64, on K's device.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"method {self.spec.name!r}: define weights(self, gram, step), K [T, T] -> w [T].")
 
     def solve(self, gram: Tensor, step: Step = NO_STEP) -> Solution:
         """``weights`` for K [T, T] or, group by group, [G, T, T], with what the solver says of them."""
         check_gram(gram)
         if gram.dim() == 2:
-            return Solution(gram, self.weights(gram, step))
-        return Solution(gram, torch.stack([self.weights(K, step) for K in gram]))
+            return Solution(gram, self._checked(self.weights(gram, step), gram))
+        return Solution(gram, torch.stack([self._checked(self.weights(K, step), K) for K in gram]))
+
+    def _checked(self, w: object, gram: Tensor) -> Tensor:
+        """What ``weights`` returned, if it is what it should be."""
+        T, device = gram.shape[-1], gram.device
+        if isinstance(w, Tensor) and w.shape == (T,) and w.dtype == torch.float64 and w.device == device:
+            return w.contiguous()
+        found = f"{w.dtype} {list(w.shape)} on {w.device}" if isinstance(w, Tensor) else type(w).__name__
+        raise TypeError(f"method {self.spec.name!r}: weights() must return torch.float64 [{T}] on {device}, found {found}.")
 
     def surgery_(
         self,
@@ -207,7 +215,7 @@ class SolverMethod(Method):
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """What the registry knows of a method.
+    """What the registry knows of a method; ``help(spec.cls)`` shows the method's own documentation.
 
     Attributes:
         name: as the papers write it, lower case.
@@ -259,22 +267,21 @@ class _Loading:
 
 _loading = _Loading()
 
-PROPERTIES = frozenset(
-    {
-        "permutation_equivariant",  # reordering the tasks reorders the weights (PCGrad: only for T = 2, hence not declared)
-        "linear_under_scaling",  # A(diag(a c1 + b c2) G) = a A(diag(c1) G) + b A(diag(c2) G) for positive c
-        "direction_invariant_to_row_scaling",  # A(diag(c) G) is parallel to A(G) for positive c
-        "non_conflicting",  # <g_i, A(G)> >= 0 for every task
-        "sum_without_conflict",  # equals the sum when no two tasks conflict
-        "mean_without_conflict",  # equals the mean when no two tasks conflict
-        "weights_at_least_one",
-        "weights_nonnegative",
-        "weights_sum_to_one",
-        "zero_row_neutral",  # appending a zero gradient changes nothing
-        "one_task_identity",  # A of a single gradient is that gradient
-        "duplicate_invariant_direction",  # stating every task twice keeps the direction
-    }
-)
+PROPERTIES = {
+    "permutation_equivariant": "reordering the tasks reorders the weights, and leaves the result",
+    "linear_under_scaling": "A(diag(a c1 + b c2) G) = a A(diag(c1) G) + b A(diag(c2) G) for positive c",
+    "direction_invariant_to_row_scaling": "A(diag(c) G) is parallel to A(G) for positive c",
+    "non_conflicting": "<g_i, A(G)> >= 0 for every task",
+    "sum_without_conflict": "equals the sum when no two tasks conflict",
+    "mean_without_conflict": "equals the mean when no two tasks conflict",
+    "weights_at_least_one": "w_t >= 1",
+    "weights_nonnegative": "w_t >= 0",
+    "weights_sum_to_one": "sum_t w_t = 1",
+    "zero_row_neutral": "appending a zero gradient changes nothing",
+    "one_task_identity": "A of a single gradient is that gradient",
+    "duplicate_invariant_direction": "stating every task twice keeps the direction",
+}
+"""What a method may declare, with its default options: name -> what it says of the result A(G), G [T, N]."""
 
 FAMILIES = ("gram", "scalarization", "buffered", "cross", "coordinatewise")
 
@@ -295,7 +302,7 @@ def register(
     """
     if family not in FAMILIES:
         raise ValueError(f"family: expected one of {', '.join(FAMILIES)}, found {family!r}.")
-    unknown = sorted(set(properties) - PROPERTIES)
+    unknown = sorted(set(properties) - set(PROPERTIES))
     if unknown:
         raise ValueError(f"properties: expected some of {sorted(PROPERTIES)}, found {unknown}.")
 

@@ -28,7 +28,7 @@ def test_every_spec_is_complete() -> None:
         assert spec.paper
         assert spec.summary
         assert spec.summary in (spec.cls.__doc__ or "")
-        assert spec.properties <= room.PROPERTIES
+        assert spec.properties <= set(room.PROPERTIES)
         assert spec.cls.spec is spec
         built = spec.build()
         for option, default in spec.options.items():
@@ -223,3 +223,38 @@ def test_a_broken_package_is_named_and_breaks_nothing_else(name: str, tmp_path: 
         assert gs.methods() == found, "said once"
     with pytest.raises(ValueError, match=rf"method: expected one of .*twice.*, found '{name}'"):
         gs.weights(torch.eye(2, dtype=torch.float64), name)
+
+
+@pytest.mark.parametrize(
+    ("returned", "found"),
+    [
+        (torch.ones(2), "torch.float32 [2] on cpu"),
+        (torch.ones(3, dtype=torch.float64), "torch.float64 [3] on cpu"),
+        ([1.0, 1.0], "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_wrong_weights_are_named(returned: object, found: str) -> None:
+    @register("wrong", family="gram", paper="none")
+    @dataclass(frozen=True)
+    class Wrong(Method):
+        """w_t = what it should not be."""
+
+        def weights(self, gram: Tensor, step: Step = NO_STEP) -> Tensor:
+            return returned  # type: ignore[return-value]
+
+    K = torch.eye(2, dtype=torch.float64)
+    for grams in (K, K.expand(3, 2, 2)):
+        with pytest.raises(TypeError) as caught:
+            gs.weights(grams, "wrong")
+        assert str(caught.value) == f"method 'wrong': weights() must return torch.float64 [2] on cpu, found {found}."
+
+
+def test_a_method_without_weights_says_what_is_missing() -> None:
+    @register("empty", family="gram", paper="none")
+    @dataclass(frozen=True)
+    class Empty(Method):
+        """Nothing."""
+
+    with pytest.raises(NotImplementedError, match=r"method 'empty': define weights\(self, gram, step\)"):
+        gs.weights(torch.eye(2, dtype=torch.float64), "empty")
