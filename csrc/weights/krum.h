@@ -50,7 +50,6 @@ struct Krum {
       for (int j = 0; j < T; ++j) better += takes_part(j) && (scores[j] < scores[i] || (scores[j] == scores[i] && j < i));
       problem.w[i] = takes_part(i) && better < kept ? 1.0 / kept : 0.0;
     }
-    lanes.sync();
     Report report;
     report.stationary = -1.0;
     return report;

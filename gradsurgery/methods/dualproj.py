@@ -27,7 +27,8 @@ class DualProj(DualConeMethod):
     """π(Σ_i p_i g_i), π the projection on the cone {x : ⟨g_j, x⟩ >= 0 for every j}.
 
     The result is Gᵀw with w = argmin wᵀKw over w >= p, found exactly by an active-set method, without a ridge: it conflicts with no
-    task beyond rounding. A zero gradient constrains nothing; it counts for the mean 1/T.
+    task beyond rounding. (A K with negative curvature, which no gradients have, gets one of that size: it shows the errors of K.)
+    A zero gradient constrains nothing; it counts for the mean 1/T.
 
     Options:
         pref: p, one number >= 0 a task; None: 1/T with T the number of tasks present.

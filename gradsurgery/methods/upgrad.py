@@ -28,7 +28,8 @@ class UPGrad(DualConeMethod):
     """Σ_i p_i π(g_i), π the projection on the cone {x : ⟨g_j, x⟩ >= 0 for every j}.
 
     π(g_i) = Gᵀv with v = argmin vᵀKv over v >= e_i, found exactly by an active-set method, without a ridge: the result conflicts
-    with no task beyond rounding. w_i >= p_i. A zero gradient constrains nothing; it counts for the mean 1/T.
+    with no task beyond rounding. (A K with negative curvature, which no gradients have, gets one of that size: it shows the errors
+    of K.) w_i >= p_i. A zero gradient constrains nothing; it counts for the mean 1/T.
 
     Options:
         pref: p, one number >= 0 a task; None: 1/T with T the number of tasks present.

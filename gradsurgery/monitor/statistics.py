@@ -17,7 +17,7 @@ class SolverStatus(NamedTuple):
     """What a solver said of its weights.
 
     Attributes:
-        converged: False where its cap on iterations was met first, and the weights are the best so far.
+        converged: to rounding, or to the errors that a K with negative curvature shows; False where the weights are the best found.
         stationary: some convex combination of the gradients is zero to rounding: no direction improves all tasks. None where the
             solver did not examine it.
         rank: of K to rounding, where the solver needs it; -1 where it does not.

@@ -16,9 +16,9 @@ ABSENT = ((False, True, True, True, False, True), (True, False, True, True, True
 
 
 def half_stationary() -> Tensor:
-    """K [3, 3] of two opposite gradients and one that has nothing to do with them, each of which comes last once."""
-    K = torch.tensor([[1.0, -2.0, 0.0], [-2.0, 4.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
-    return torch.stack([K.roll((k, k), (0, 1)) for k in range(3)])
+    """K [4, 4] of two opposite gradients and two that have nothing to do with others, each of which comes first once."""
+    K = torch.block_diag(torch.tensor([[1.0, -2.0], [-2.0, 4.0]]), torch.eye(2)).double()
+    return torch.stack([K.roll((k, k), (0, 1)) for k in range(4)])
 
 
 def assert_same_answer(call: SolverCall, actual: tuple[Tensor | None, ...], expected: tuple[Tensor | None, ...]) -> None:
@@ -70,7 +70,8 @@ def test_groups_in_one_launch(emulator: Emulator, name: str) -> None:
 def test_schedules_do_not_change_a_bit(emulator: Emulator, name: str) -> None:
     calls = [solver_call(name, tasks, seed=1) for tasks in (3, 8, 33)]
     calls += [solver_call(name, len(present), seed, present=present) for present in ABSENT for seed in (1, 2)]
-    calls += [calls[0].on(K) for K in half_stationary()]
+    calls += [solver_call(name, 4, seed=1).on(K) for K in half_stationary()]
+    calls += [solver_call(name, 2, seed=3, groups=60)] if 2 in task_counts(name, 2) else []
     for call in calls:
         expected = call.run(emulator.operators)
         for seed in range(1, 6):
