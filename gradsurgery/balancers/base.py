@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX as EXTRA_STATE_KEY
 
 from gradsurgery.capture.tasks import task_names
 from gradsurgery.options import check_number
@@ -122,6 +123,19 @@ class Balancer(nn.Module):
         for task, number in zip(self.tasks, each, strict=True):
             check_number(f"{name}[{task!r}]", number, above=above, at_least=at_least)
         return [float(number) for number in each]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What ``state_dict`` holds beside tensors: whose they are."""
+        return {"tasks": list(self.tasks)}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken; the tasks were compared before anything was loaded."""
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + EXTRA_STATE_KEY)
+        if saved is not None and tuple(saved["tasks"]) != self.tasks:
+            raise ValueError(f"state_dict: expected the tasks {list(self.tasks)}, found {list(saved['tasks'])}.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

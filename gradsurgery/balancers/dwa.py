@@ -81,7 +81,7 @@ class DynamicWeightAverage(EpochBalancer):
 
     def get_extra_state(self) -> dict[str, Any]:
         """How far the window has got."""
-        return {"calls": self._calls}
+        return super().get_extra_state() | {"calls": self._calls}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Goes on where ``state`` was taken."""

@@ -153,7 +153,7 @@ class FAMO(LossOnlyBalancer):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Which tasks wait for their losses after the step."""
-        return {"waiting": list(self._waiting)}
+        return super().get_extra_state() | {"waiting": list(self._waiting)}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Goes on where ``state`` was taken."""

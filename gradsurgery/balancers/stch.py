@@ -86,7 +86,7 @@ class SmoothTchebycheff(EpochBalancer):
 
     def get_extra_state(self) -> dict[str, Any]:
         """How far the warm-up has got."""
-        return {"epoch": self.epoch}
+        return super().get_extra_state() | {"epoch": self.epoch}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Goes on where ``state`` was taken."""

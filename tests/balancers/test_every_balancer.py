@@ -75,6 +75,17 @@ def test_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
 
 
 @every
+def test_the_state_of_other_tasks_is_refused_and_nothing_taken(name: str) -> None:
+    saved = trained(name).balancer.state_dict()
+    for tasks in (tuple(reversed(TASKS)), TASKS[:-1], [str(t) for t in range(len(TASKS))]):
+        other = build(name, nn.Linear(2, 2), tasks)
+        before = copy.deepcopy(other.state_dict())
+        with pytest.raises(ValueError, match=r"state_dict: expected the tasks \[.*\], found \["):
+            other.load_state_dict(saved)
+        assert same(dict(other.state_dict()), dict(before))
+
+
+@every
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda run: pickle.loads(pickle.dumps(run))], ids=["deepcopy", "pickle"])
 def test_copies_go_on_like_the_original_and_apart_from_it(name: str, copied: Callable[[Any], Any]) -> None:
     run = trained(name)
