@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
-from gradsurgery import ops
+from gradsurgery.capture.batch import Batch
 from gradsurgery.capture.detach import Detached
 from gradsurgery.capture.features import Features, passes_through
 from gradsurgery.capture.gradients import TaskGradients
-from gradsurgery.capture.grouping import GroupBy, group_labels
-from gradsurgery.capture.losses import scalar_loss, stacked
+from gradsurgery.capture.grouping import GroupBy
+from gradsurgery.capture.parameters import Parameters, TaskLosses
 from gradsurgery.capture.split import split
 from gradsurgery.capture.tasks import TaskNames
+from gradsurgery.capture.traced import enroll, split_in_graph
 from gradsurgery.functional import Gradient, Gradients, checked_targets, second_batch
-from gradsurgery.memory import MethodMemory
-from gradsurgery.methods import Method, Solution, Step, build
+from gradsurgery.methods import Method, build
 from gradsurgery.methods.registry import check_takes_against
-from gradsurgery.monitor import Statistics
-from gradsurgery.options import check_integer
-
-StepHook = Callable[[Statistics, Tensor], None]
-L = TypeVar("L", bound=Mapping[str, Tensor] | Sequence[Tensor | None])
+from gradsurgery.parameter_space import ParameterSpace
+from gradsurgery.spare import Spare
 
 
-class GradientAggregator(MethodMemory):
-    """Gradient surgery on the shared representation of a multi-task network.
+class GradientAggregator(ParameterSpace):
+    """Gradient surgery for a multi-task network, on the gradients of its shared representation or of its shared parameters.
 
     Form A, one line between trunk and heads::
 
@@ -47,18 +42,28 @@ class GradientAggregator(MethodMemory):
             loss(head(d), y).backward()
         surgery.backward()
 
-    Both give the trunk the gradient of the representation that the method makes of the T tasks' gradients, and every head its own
-    gradient unchanged. ``eval()`` and ``torch.no_grad()`` pass features through. The state (PCGrad's order counter, the step) is in
-    ``state_dict()``. Surgery on the representation is a proxy for surgery on the trunk's parameters: the sign of a conflict can
-    differ between the two.
+    Both give the trunk the gradient of the representation that the method makes of the T tasks' gradients, which is a proxy for
+    surgery on the trunk's parameters: the sign of a conflict can differ between the two.
+
+    Form C, on the parameters themselves, one backward pass a task::
+
+        z = trunk(x)
+        surgery.backward({"seg": ce(seg(z), y), "depth": l1(depth(z), d)})
+
+    Every head gets its own gradient unchanged. ``eval()`` and ``torch.no_grad()`` pass features through. The state (PCGrad's order
+    counter, the step) is in ``state_dict()``.
 
     Args:
         method: a name of ``gradsurgery.methods()``, or a built method; the method's options follow as keywords.
         tasks: the tasks' names, or their number. Without it tasks are numbered, or named as they first appear.
-        group_by: surgery of its own for each group of the features' tensors: "tensor", "layer" (those whose names differ in the
-            last component alone), or a function from a tensor's name to its group. Names are key paths such as ``['p3']``, and
-            positions such as ``[0]`` in ``aggregate``. None: one surgery on all of them. Surgery by group is another algorithm than
-            surgery on the whole (but for methods that treat every coordinate by itself); weights and K are then [G, T], [G, T, T].
+        group_by: surgery of its own for each group of tensors: "tensor", "layer" (those whose names differ in the last component
+            alone), or a function from a tensor's name to its group. Names are key paths of features such as ``['p3']``, a module's
+            names of its parameters, and positions such as ``[0]`` in ``aggregate``. None: one surgery on all of them. Surgery by
+            group is another algorithm than surgery on the whole (but for methods that treat every coordinate by itself); weights
+            and K are then [G, T], [G, T, T].
+        every: for how many steps weights are used: they are found in one, and serve the others after it, unless other tasks are
+            present. Weights that are not finite are not kept: the last ones go on, or, where there are none, weights of 1. For
+            methods whose weights K alone decides.
         history: how many past steps ``history`` keeps (two small tensors each).
 
     Raises:
@@ -71,18 +76,13 @@ class GradientAggregator(MethodMemory):
         *,
         tasks: Sequence[str] | int | None = None,
         group_by: GroupBy | None = None,
+        every: int = 1,
         history: int = 1024,
         **options: Any,
     ) -> None:
-        super().__init__(build(method, **options), TaskNames(tasks))
-        self._group_by = group_by
-        if group_by is not None:
-            group_labels((), group_by)  # refuses what is no grouping
-        check_integer("history", history, at_least=1)
-        self._history: deque[Statistics] = deque(maxlen=history)
+        super().__init__(build(method, **options), TaskNames(tasks), group_by, every, history)
         self._detached: Detached | None = None
-        self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
-        self._losses: dict[str, Tensor | float] = {}
+        self._number = enroll(self._surgery)  # by which a compiled graph knows this object
 
     # --- form A -------------------------------------------------------------------------------------------------------------
 
@@ -96,14 +96,22 @@ class GradientAggregator(MethodMemory):
         Returns:
             T views, each of the structure of ``features``. A view that no loss uses is an absent task.
 
+        In a function that torch.compile compiles there is no graph break, and a step is the same but for this: an output that no
+        loss uses has a gradient of zeros there, so that a task whose loss would be taken outside of the function counts as present,
+        with zeros. Name the tasks that are present (each set of names compiles once), or take the losses inside. And torch cannot
+        refuse that a view which leaves the function is overwritten, and with it the others.
+
         Raises:
             ValueError: features without grad, an unknown or repeated name, no task, or a number that contradicts the names.
             TypeError: features without a tensor.
+            RuntimeError: (in backward) losses that are propagated one by one; ``create_graph``; or, compiled, ``retain_graph``.
         """
         names = self._names.present(tasks)
         if passes_through(self.training):
             return (features,) * len(names)
         taken = Features.of(features, "split")
+        if torch.compiler.is_compiling():
+            return split_in_graph(taken, self._number, names, [] if self._group_by is None else taken.paths)
         return split(taken, len(names), lambda grads: self._surgery(grads, names, lambda: taken.paths))
 
     # --- form B -------------------------------------------------------------------------------------------------------------
@@ -112,12 +120,17 @@ class GradientAggregator(MethodMemory):
         """The features, cut off from the trunk; each ``backward()`` that reaches them is one task, in order or by name (``task``).
 
         Raises:
-            RuntimeError: the features of an earlier ``detach`` still wait for ``backward()``.
+            RuntimeError: the features of an earlier ``detach`` still wait for ``backward()``; or this is being compiled.
             ValueError: features without grad.
             TypeError: features without a tensor.
         """
         if passes_through(self.training):
             return features
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "detach: it cuts autograd's graph in two, which a compiled function cannot. Compile trunk and heads, and call "
+                "detach() between them; or use split()."
+            )
         if self._detached is not None:
             raise RuntimeError(
                 "detach: the features of an earlier detach() still wait for backward(). Call backward() once a step, after the "
@@ -147,13 +160,31 @@ class GradientAggregator(MethodMemory):
         finally:
             detached.name = outer
 
-    def backward(self) -> None:
-        """Surgery on the gradients that the heads left at the detached features, then one backward through the trunk.
+    def _backward_captured(self, scaler: Any, accumulate: bool) -> None:
+        if self._detached is None:
+            super()._backward_captured(scaler, accumulate)
+        elif scaler is not None:
+            raise ValueError("scaler: expected none after detach(), whose heads' losses the caller has scaled; found one.")
+        else:
+            self._backward_detached()
 
-        Raises:
-            RuntimeError: nothing is detached (``backward`` was called twice, or before ``detach``); no head's backward reached the
-                features; named and unnamed backwards are mixed; or fewer, or more, unnamed ones came than tasks were declared.
-        """
+    def train(self, mode: bool = True) -> GradientAggregator:
+        """As any module's; out of training no memory is held for the next step."""
+        if not mode:
+            self._spare.clear()
+        super().train(mode)
+        return self
+
+    def _batch(self, losses: TaskLosses, shared: Parameters | None, inputs: Parameters | None, scaler: Any) -> Batch:
+        if self._detached is not None:
+            raise RuntimeError(
+                "backward: the features of detach() wait for backward() without losses. Call that first, or reset() to drop a step "
+                "that was given up."
+            )
+        return super()._batch(losses, shared, inputs, scaler)
+
+    def _backward_detached(self) -> None:
+        """Surgery on the gradients that the heads left at the detached features, then one backward through the trunk."""
         detached = self._pending("backward")
         names, rows = self._captured(detached)
         self._detached = None
@@ -165,8 +196,10 @@ class GradientAggregator(MethodMemory):
         torch.autograd.backward([t for t, _ in reached], [g for _, g in reached])
 
     def reset(self) -> None:
-        """Drops detached features that will not be propagated, and observed losses, after an error in the middle of a step."""
+        """Drops a step that was given up: detached features, collected gradients, observed losses; and memory held for the next."""
         self._losses = {}
+        self._collected = None
+        self._spare.clear()
         if self._detached is not None:
             self._detached.release()
             self._detached = None
@@ -237,170 +270,20 @@ class GradientAggregator(MethodMemory):
         names = self._names.present(given.tasks)
         if losses is not None:
             self.observe(losses.unbind() if isinstance(losses, Tensor) else losses)
-        result = self._surgery(given, names, lambda: [f"[{p}]" for p in range(given.pieces)], targets, second)
+        result = self._surgery(given, names, lambda: [f"[{p}]" for p in range(given.pieces)], targets, second, kind="gradients")
         return (result[0] if given.single else result) if out is None else out  # type: ignore[return-value]
 
-    # --- one step -----------------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def _surgery(
-        self,
-        given: TaskGradients,
-        names: Sequence[str],
-        paths: Callable[[], Sequence[str]],
-        targets: Sequence[Tensor] | None = None,
-        against: TaskGradients | None = None,
-    ) -> list[Tensor | None]:
-        """gram -> weights -> combine over the tasks of one step. [P]
-
-        Args:
-            given: the gradients of the tasks ``names``.
-            names: of the tasks of this step.
-            paths: gives the names of the positions. [P]
-            targets: where to write; without them the results are new, and None where no task has a gradient. [P]
-            against: of a second batch, at the positions that ``given`` reaches.
-        """
-        told, self._losses = self._losses, {}  # whatever becomes of this step, they are not the next one's
-        result: list[Tensor | None] = [None] * given.pieces if targets is None else list(targets)
-        reached = given.reached()
-        if targets is not None:
-            for p in set(range(given.pieces)) - set(reached):
-                targets[p].zero_()
-        if not reached:
-            return result
-        groups, group_names = self._grouped(paths)
-        if groups:  # those that no task reaches keep their place
-            reached = list(range(given.pieces))
-        rows = {self._names.index(name): t for t, name in enumerate(names)}
-        places = [rows.get(i) for i in range(len(self._names))]
-        whole = given.stacked and places == list(range(given.tasks))
-        grads = given if whole else given.at(reached, places)
-        second = against if against is None or whole else against.at(range(against.pieces), places)
-        ops.warn_if_reference(grads.device)
-        out = grads.empty() if targets is None else [targets[p] for p in reached]
-        step = Step(self._state(grads, reached, group_names), grads.present, self._checked_losses(told, grads), second)
-        solution = self.method.surgery_(out, grads, step, groups)
-        self._record(solution, grads.present, group_names)
-        for p, tensor in zip(reached, out, strict=True):
-            if targets is not None or given.shape(p) is not None:
-                result[p] = tensor
-        return result
-
-    def _grouped(self, paths: Callable[[], Sequence[str]]) -> tuple[list[int], tuple[str, ...]]:
-        """The group of each position and the groups' names; both empty for one surgery on all."""
-        if self._group_by is None or self.method.spec.family == "coordinatewise":
-            return [], ()
-        groups, names = group_labels(paths(), self._group_by)
-        return groups, tuple(names)
-
-    def _record(self, solution: Solution, present: tuple[bool, ...], groups: tuple[str, ...]) -> None:
-        tasks = tuple(self._names.known)
-        step = Statistics(self._step, tasks, present, solution.gram, solution.weights, solution.status, groups, solution.combined)
-        self._history.append(step)
-        self._step += 1
-        for hook in list(self._step_hooks.values()):
-            assert solution.gram is not None  # or there would be no hook
-            hook(step, solution.gram.sum(0) if groups else solution.gram)
-
-    def register_step_hook(self, hook: StepHook) -> RemovableHandle:
-        """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here.
-
-        Raises:
-            ValueError: the method computes no K.
-        """
-        if not self.method.finds_gram:
-            name = self.method.spec.name
-            raise ValueError(
-                f"register_step_hook: {name!r} treats every coordinate by itself and computes no K to listen to. Ask for it: "
-                f"GradientAggregator({name!r}, diagnostics=True), at the cost of a second read of the gradients."
-            )
-        handle = RemovableHandle(self._step_hooks)
-        self._step_hooks[handle.id] = hook
-        return handle
-
-    # --- what happened ------------------------------------------------------------------------------------------------------
-
-    @property
-    def declared(self) -> bool:
-        """Whether the tasks were given to the constructor."""
-        return self._names.declared
-
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """The names of the tasks known so far."""
-        return tuple(self._names.known)
-
-    @property
-    def weights(self) -> Tensor | None:
-        """w of the last step, 0 for absent tasks, on its device, without waiting for it. [T] float64
-
-        None before the first step, and for a method that has no weights (family "coordinatewise").
-        """
-        return self._history[-1].device_weights if self._history else None
-
-    def statistics(self) -> Statistics:
-        """Norms, cosines, conflicts and weights of the last step, computed when read.
-
-        Raises:
-            RuntimeError: no step has been taken yet.
-        """
-        if not self._history:
-            raise RuntimeError("statistics: no step of surgery has been taken yet.")
-        return self._history[-1]
-
-    @property
-    def history(self) -> list[Statistics]:
-        """The last steps, oldest first."""
-        return list(self._history)
-
-    # --- losses, for methods that ask for them ------------------------------------------------------------------------------
-
-    def observe(self, losses: L) -> L:
-        """Tells the losses of this step to a method that needs them, before the backward pass; returns what it was given.
-
-        ``sum(surgery.observe([loss_a, loss_b])).backward()``. Each step's losses are forgotten after its surgery.
-
-        Args:
-            losses: scalars, as a dict by task name or a sequence in the order of the tasks, None for an absent task.
-
-        Raises:
-            TypeError, ValueError: an unknown name, a wrong number of losses, or a loss that is no scalar.
-        """
-        if isinstance(losses, Mapping):
-            by_name: dict[str, Tensor | None] = dict(losses)
-        elif isinstance(losses, str) or not isinstance(losses, Sequence):
-            raise TypeError(f"losses: expected a dict by task or a sequence, found {type(losses).__name__}.")
-        else:
-            given: list[Tensor | None] = list(losses)
-            names = self._names.present(None if self._names.known else len(given))
-            if len(given) != len(names):
-                raise ValueError(f"losses: expected {len(names)} ({', '.join(names)}), found {len(given)}.")
-            by_name = dict(zip(names, given, strict=True))
-        told = {name: scalar_loss(loss, f"losses[{name!r}]") for name, loss in by_name.items() if loss is not None}
-        for name in told:
-            self._names.index(name)
-        self._losses = told
-        return losses
-
-    def _checked_losses(self, told: Mapping[str, Tensor | float], grads: TaskGradients) -> Tensor | None:
-        """The losses told of this step, NaN for tasks without. [T] float64"""
-        if not told:
-            return None
-        if "losses" in self.method.needs:
-            missing = [name for name, here in zip(self._names.known, grads.present, strict=True) if here and name not in told]
-            if missing:
-                raise ValueError(f"losses: expected one of every task with a gradient, found none of {', '.join(missing)}.")
-        return stacked([told.get(name, math.nan) for name in self._names.known], grads.device)
-
-    # --- state --------------------------------------------------------------------------------------------------------------
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        super().set_extra_state(state)
-        self._history.clear()
+    # --- as a module --------------------------------------------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, has the state but neither listeners nor a step that is under way."""
-        return {**self.__dict__, "_step_hooks": OrderedDict(), "_detached": None, "_losses": {}}
+        fresh: dict[str, Any] = {"_step_hooks": OrderedDict(), "_detached": None, "_collected": None, "_losses": {}}
+        fresh["_spare"] = Spare()
+        return {**self.__dict__, **fresh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._number = enroll(self._surgery)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 import gradsurgery as gs
 
@@ -90,12 +91,48 @@ def test_losses_propagated_one_by_one_through_split() -> None:
         b.sum().backward()
 
 
-def test_double_backward_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore:Using backward:UserWarning")  # torch's own advice against create_graph=True there
+@pytest.mark.parametrize(
+    "propagate", [lambda loss, x: torch.autograd.grad(loss, x, create_graph=True), lambda loss, x: loss.backward(create_graph=True)]
+)
+def test_a_backward_pass_to_be_differentiated_is_refused(propagate: Callable[[Tensor, Tensor], Any]) -> None:
+    """At once, and before a step is taken."""
+    surgery = gs.GradientAggregator("pcgrad")
     x = torch.randn(2, 3, requires_grad=True)
-    a, b = gs.GradientAggregator("pcgrad").split(x.tanh(), 2)
-    (g,) = torch.autograd.grad((a.square() - b).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        g.sum().backward()
+    a, b = surgery.split(x.tanh(), 2)
+    loss = (a.square() - b).sum()
+    with pytest.raises(RuntimeError, match=r"split: create_graph=True asks for .* Call backward\(\) without it"):
+        propagate(loss, x)
+    assert not surgery.history
+    assert x.grad is None
+
+
+def test_gradient_penalties_that_do_not_cross_the_boundary() -> None:
+    """On the heads' inputs, and on the trunk alone."""
+    x = torch.randn(4, 3, requires_grad=True)
+    surgery = gs.GradientAggregator("sum")
+    results = []
+    for split in (surgery.split, lambda h, tasks: (h,) * tasks):
+        h = x.tanh() * x
+        a, b = split(h, 2)
+        (slope,) = torch.autograd.grad(a.pow(3).sum(), a, create_graph=True)
+        (steepness,) = torch.autograd.grad(h.square().sum(), x, create_graph=True)
+        loss = a.pow(3).sum() + slope.square().sum() - b.sum() + steepness.square().sum()
+        results.append(torch.autograd.grad(loss, x)[0])
+    torch.testing.assert_close(*results)
+    assert len(surgery.history) == 1
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_checkpointing_is_no_differentiable_backward(use_reentrant: bool) -> None:
+    surgery = gs.GradientAggregator("sum")
+    x = torch.randn(4, 3, requires_grad=True)
+    views = surgery.split(checkpoint(torch.tanh, x.sin(), use_reentrant=use_reentrant), 2)
+    a, b = (checkpoint(torch.exp, z, use_reentrant=use_reentrant) for z in views)
+    (a.sum() - 2 * b.sum()).backward()
+    (expected,) = torch.autograd.grad(-x.sin().tanh().exp().sum(), x)
+    torch.testing.assert_close(x.grad, expected)
+    assert len(surgery.history) == 1
 
 
 class Listening(gs.methods()["sum"].cls):  # type: ignore[misc]  # a class by its registry

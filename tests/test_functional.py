@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from methods.gradients import COORDINATEWISE, FEWEST, FROM_GRAM
-from oracles import coordinatewise, scalarization, spectral
-from oracles.cagrad import cagrad
-from oracles.dual_cone import dualproj, upgrad
-from oracles.fairgrad import fairgrad, nashmtl
-from oracles.gradvac import gradvac
-from oracles.krum import krum
-from oracles.mgda import mgda
-from oracles.pcd import pcd
-from oracles.pcgrad import pcgrad
-from oracles.random_weights import random
+from oracles.full_vectors import ORACLES, SEED
 from tolerances import DTYPES, assert_combined_close, assert_gram_close
 from torch import Tensor, nn
 
 import gradsurgery as gs
 
 METHODS = sorted({*FROM_GRAM, *COORDINATEWISE})
-SEED = 5
-ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
-    "alignedmtl": spectral.alignedmtl,
-    "cagrad": cagrad,
-    "config": spectral.config,
-    "constant": scalarization.total,
-    "crmogm": mgda,
-    "dualproj": dualproj,
-    "imtlg": spectral.imtlg,
-    "fairgrad": fairgrad,
-    "gradvac": gradvac,
-    "nashmtl": nashmtl,
-    "krum": krum,
-    "mgda": mgda,
-    "pcd": pcd,
-    "pcgrad": pcgrad,
-    "random": lambda G: random(G, SEED),
-    "sum": scalarization.total,
-    "upgrad": upgrad,
-    "mean": scalarization.mean,
-    "graddrop": lambda G: coordinatewise.by_coordinate(
-        G, lambda x, k: coordinatewise.graddrop(x, coordinatewise.uniform(SEED, 0, k))
-    ),
-    "sign_agreement": lambda G: coordinatewise.by_coordinate(G, lambda x, _: coordinatewise.sign_agreement(x)),
-    "trimmed_mean": lambda G: coordinatewise.by_coordinate(G, lambda x, _: coordinatewise.trimmed_mean(x, 1)),
-    "median": lambda G: coordinatewise.by_coordinate(G, lambda x, _: coordinatewise.median(x)),
-}
 
 
 def options(method: str) -> dict[str, Any]:

@@ -39,15 +39,15 @@ class Features:
                 f"features: {caller} expected a tensor or a pytree of tensors, found {type(features).__name__} without one."
             )
         tensors: list[Tensor] = []
-        index: dict[int, int] = {}
         places: dict[int, int] = {}
         for k, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.requires_grad:
-                if id(leaf) not in index:
+                place = next((p for p, tensor in enumerate(tensors) if tensor is leaf), None)
+                if place is None:
                     _check(leaf, tensors[0] if tensors else leaf, caller)
-                    index[id(leaf)] = len(tensors)
+                    place = len(tensors)
                     tensors.append(leaf)
-                places[k] = index[id(leaf)]
+                places[k] = place
         dtypes = {leaf.dtype for leaf in leaves if isinstance(leaf, Tensor)}
         if not any(dtype.is_floating_point or dtype.is_complex for dtype in dtypes):
             raise TypeError(f"features: {caller} expected floating-point tensors, found only {', '.join(map(str, dtypes))}.")
@@ -72,6 +72,11 @@ class Features:
         for k, p in self.places.items():
             leaves[k] = tensors[p]
         return pytree.tree_unflatten(leaves, self.structure)
+
+    def rebuild_each(self, tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+        """``rebuild`` for each of T tasks, from tensors [T*P]."""
+        P = len(self.tensors)
+        return tuple(self.rebuild(tensors[k : k + P]) for k in range(0, len(tensors), P))
 
 
 def _check(leaf: Tensor, first: Tensor, caller: str) -> None:

@@ -12,6 +12,8 @@ from .native import build_info, warn_if_reference
 from .small import pcgrad_small_, small_gram, small_matrix, weights_of_small_gram
 
 __all__ = [
+    "boundary",
+    "boundary_backward",
     "build_info",
     "combine",
     "combine_",
@@ -36,6 +38,8 @@ gram: Callable[..., Tensor] = _ops.gram.default
 pcgrad_weights: Callable[..., Tensor] = _ops.pcgrad_weights.default
 solve: Callable[..., tuple[Tensor, Tensor]] = _ops.solve.default
 combine: Callable[..., list[Tensor]] = _ops.combine.default
+boundary: Callable[..., list[Tensor]] = _ops.boundary.default
+boundary_backward: Callable[..., list[Tensor]] = _ops.boundary_backward.default
 _combine_ = _ops.combine_.default
 _coordinatewise_ = _ops.coordinatewise_.default
 _pcgrad_ = _ops.pcgrad_.default

@@ -67,3 +67,10 @@ def _(buffers: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: An
 @torch.library.register_fake("gradsurgery::excess_risk_", lib=LIBRARY)
 def _(buffers: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> Tensor:
     return _float64(_any(grads), tasks)
+
+
+@torch.library.register_fake("gradsurgery::boundary_backward", lib=LIBRARY)
+def _(grads: Gradients, number: int, tasks: Sequence[str], *_: Any) -> list[Tensor]:
+    P = len(grads) // len(tasks)
+    columns = [grads[p::P] for p in range(P)]
+    return [empty_like_any(column) for column in columns if any(g is not None for g in column)]

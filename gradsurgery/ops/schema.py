@@ -57,7 +57,14 @@ SCHEMAS = (
     "-> Tensor",
     # r_t = sqrt(r_t^2 + g_t^2) on the buffers, and e [T] with e_t = sum g_t^2 / r_t, in one pass
     "excess_risk_(Tensor(a!)[] buffers, Tensor?[] grads, int tasks, bool stacked, Tensor? valid=None) -> Tensor",
+    # split within a graph, run by capture/traced.py: P views for each of the tasks, and surgery on what comes back, one gradient
+    # for every position that some task reaches. Compilers' caches on disk know them by name: another meaning takes another name.
+    "boundary(Tensor(a)[] features, int number, str[] tasks, str[] paths) -> Tensor(a)[]",
+    "boundary_backward(Tensor?[] grads, int number, str[] tasks, str[] paths) -> Tensor[]",
 )
 
+# No CUDA graph may hold what runs in Python each time.
+_TAGS = {"boundary_backward": (torch.Tag.cudagraph_unsafe,)}
+
 for _schema in SCHEMAS:
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag, *_TAGS.get(_schema.split("(")[0], ())))

@@ -109,6 +109,21 @@ def coordinatewise_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
     ]
 
 
+NAMES = ["a", "b", "c"]
+SUM = gs.GradientAggregator("sum", tasks=NAMES)  # without memory, so that two calls do the same
+
+
+def boundary_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
+    g = inputs(layout, device=device)
+    features = [[o.zero_().requires_grad_(requires_grad) for o in g.empty()] for requires_grad in (False, True)]
+    return [(tensors, SUM._number, NAMES, []) for tensors in features if all(t.numel() for t in tensors)]
+
+
+def boundary_backward_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
+    g = inputs(layout, device=device)
+    return [] if g.stacked else [(g.grads, SUM._number, NAMES, [])]
+
+
 CALLS: dict[str, Callable[[str, Any], list[tuple[Any, ...]]]] = {
     "gram": gram_calls,
     "pcgrad_weights": weight_calls,
@@ -119,6 +134,8 @@ CALLS: dict[str, Callable[[str, Any], list[tuple[Any, ...]]]] = {
     "pcgrad_": pcgrad_calls,
     "ema_gram_": ema_gram_calls,
     "excess_risk_": buffered_calls,
+    "boundary": boundary_calls,
+    "boundary_backward": boundary_backward_calls,
 }
 
 

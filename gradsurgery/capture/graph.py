@@ -1,0 +1,255 @@
+"""The autograd graph below several losses: which task reaches which leaf, and where the graph can be cut into regions.
+
+A backward pass can stop at a cut and be taken up again from there, if no edge that crosses the cut leads to another one, and no
+leaf is used on both sides: autograd runs all that leads to what is asked of it, so that a pass would otherwise go beyond the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import accumulate, pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .compiled import check_several_passes, is_compiled
+
+Edge: TypeAlias = tuple[Any, int]
+"""A node of autograd's graph and the number of one of its inputs: where a gradient arrives."""
+
+Sent: TypeAlias = tuple[int, Edge]
+"""The number of one of a node's outputs, and the edge by which it goes on."""
+
+_LEAF = "torch::autograd::AccumulateGrad"
+_REENTRANT = "CheckpointFunctionBackward"
+_MODULE_HOOK = "BackwardHookFunctionBackward"
+
+
+@dataclass
+class Region:
+    """A part of the graph that every task's backward pass runs through before it goes on to the next.
+
+    Attributes:
+        nodes: that run.
+        leaves: that are used by its nodes, and no others. [L]
+        out: the edges by which gradients leave, and for each the nodes that send them, with the numbers of their outputs.
+        private: whether no node of it is reached by two tasks.
+    """
+
+    nodes: set[Any] = field(default_factory=set)
+    leaves: list[Tensor] = field(default_factory=list)
+    out: dict[Edge, list[tuple[Any, int]]] = field(default_factory=dict)
+    private: bool = False
+
+
+class Graph:
+    """What T losses reach, from the losses down; what leads to no wanted leaf is left out.
+
+    Args:
+        roots: the edges at which each task's backward passes begin. [T]
+        wanted: the leaves that get gradients, by id; None: all.
+
+    Attributes:
+        reach: the tasks that reach a leaf as bits, by the leaf's id; in the order of the graph.
+        leaves: the leaves by id.
+        compiled: whether a part that several tasks reach was compiled by torch.compile.
+
+    Raises:
+        RuntimeError: a re-entrant checkpoint, whose inner parameters are not to be seen from outside; a part that torch.compile
+            compiled for one backward pass, and several go through it.
+    """
+
+    def __init__(self, roots: Sequence[Sequence[Edge]], wanted: Iterable[int] | None = None) -> None:
+        sends = _topological([node for edges in roots for node, _ in edges])
+        ordered = {node: [edge for _, edge in sent] for node, sent in sends.items()}
+        bits: dict[Any, int] = dict.fromkeys(ordered, 0)
+        for t, edges in enumerate(roots):
+            for node, _ in edges:
+                bits[node] |= 1 << t
+        for node, inputs in ordered.items():
+            for below, _ in inputs:
+                bits[below] |= bits[node]
+        allowed = None if wanted is None else set(wanted)
+        self.leaves: dict[int, Tensor] = {}
+        self.reach: dict[int, int] = {}
+        self._leaf_of: dict[Any, int] = {}
+        for node in ordered:
+            if node.name() == _LEAF and (allowed is None or id(node.variable) in allowed):
+                self.leaves[id(node.variable)] = node.variable
+                self.reach[id(node.variable)] = bits[node]
+                self._leaf_of[node] = id(node.variable)
+        useful: set[Any] = set(self._leaf_of)
+        for node, inputs in reversed(ordered.items()):
+            if any(below in useful for below, _ in inputs):
+                useful.add(node)
+        inner = [node for node in ordered if node in useful and node not in self._leaf_of]
+        self._senders = {node: [sent for sent in sends[node] if sent[1][0] in useful] for node in inner}
+        self._below = {node: [edge for _, edge in sent] for node, sent in self._senders.items()}
+        self.compiled = any(bits[node].bit_count() > 1 and is_compiled(node) for node in inner)
+        if self.compiled:
+            check_several_passes()
+        private = [node for node in inner if bits[node].bit_count() == 1]
+        common = [node for node in inner if bits[node].bit_count() > 1]
+        self._order = [*private, *common]
+        self._private = len(private)
+        self._root_nodes = {node for edges in roots for node, _ in edges}
+
+    def regions(self, cuts: Sequence[int]) -> list[Region]:
+        """The graph, cut after the nodes at these places (of ``narrow``, ascending)."""
+        bounds = [0, *cuts, len(self._order)]
+        regions = [Region(set(self._order[a:b]), private=b <= self._private) for a, b in pairwise(bounds)]
+        home = {node: region for region in regions for node in region.nodes}
+        placed: set[int] = set()
+        for node in self._order:
+            for index, (below, number) in self._senders[node]:
+                leaf = self._leaf_of.get(below)
+                if leaf is None and home[below] is not home[node]:
+                    home[node].out.setdefault((below, number), []).append((node, index))
+                elif leaf is not None and leaf not in placed:
+                    placed.add(leaf)
+                    home[node].leaves.append(self.leaves[leaf])
+        for node in self._root_nodes & set(self._leaf_of):  # a loss that is itself a leaf
+            leaf = self._leaf_of[node]
+            if leaf not in placed:
+                regions[0].leaves.append(self.leaves[leaf])
+            next(region for region in regions if any(own is self.leaves[leaf] for own in region.leaves)).nodes.add(node)
+        return regions
+
+    def narrow(self) -> list[int]:
+        """After how many nodes the graph may be cut, ascending: after the private ones, or where one node alone lies beyond. [C]
+
+        In which order the nodes count: those that one task reaches, then the others, users first.
+        """
+        if any(node.name() == _MODULE_HOOK for node in self._order):  # such a hook has to see a module's both ends in one pass
+            return []
+        position = {node: k for k, node in enumerate(self._order)}
+        uses: dict[Any, list[int]] = {}
+        for node in self._order:
+            for below, _ in self._below[node]:
+                uses.setdefault(below, []).append(position[node])
+        spans = [(min(at), max(at)) for below, at in uses.items() if below in self._leaf_of]
+        crossing = _crossed(spans, len(self._order))
+        opened = [0] * (len(self._order) + 1)  # how many nodes wait beyond a place that some node before it, or a loss, leads to
+        for node, k in position.items():
+            first = 0 if node in self._root_nodes else min(uses[node]) + 1
+            opened[first] += 1
+            opened[k + 1 if k + 1 < len(opened) else k] -= 1
+        cuts = []
+        waiting = 0
+        for k in range(len(self._order)):
+            waiting += opened[k]
+            if k and not crossing[k] and (waiting == 1 or (k == self._private and self._antichain(k))):
+                cuts.append(k)
+        return cuts
+
+    @property
+    def private_cut(self) -> int:
+        """After how many nodes those that one task alone reaches have run."""
+        return self._private
+
+    def slices(self, cuts: Sequence[int], largest: int) -> list[int]:
+        """Some of the places ``cuts``, so that the leaves between two of them take about ``largest`` bytes at most."""
+        before = [0] * (len(self._order) + 1)  # the bytes of all leaves that the nodes before a place use first
+        for place, leaf in self.first_uses():
+            before[place] += leaf.nbytes
+        before = list(accumulate(before))
+        chosen: list[int] = []
+        start = 0
+        for cut, following in zip(cuts, [*cuts, len(self._order)][1:], strict=True):
+            if cut == self._private or before[following] - before[start] > largest:
+                chosen.append(cut)
+                start = cut
+        return chosen
+
+    def first_uses(self) -> list[tuple[int, Tensor]]:
+        """Each leaf that a node uses, and after how many nodes the first of these has run, ascending."""
+        found: dict[int, int] = {}
+        for k, node in enumerate(self._order):
+            for below, _ in self._below[node]:
+                if below in self._leaf_of:
+                    found.setdefault(self._leaf_of[below], k + 1)
+        return [(place, self.leaves[leaf]) for leaf, place in found.items()]
+
+    def place_after(self, leaves: Iterable[Tensor]) -> int:
+        """After how many nodes all users of some leaves have run."""
+        wanted = {id(leaf) for leaf in leaves}
+        last = [
+            k + 1 for k, node in enumerate(self._order) if any(self._leaf_of.get(below) in wanted for below, _ in self._below[node])
+        ]
+        return max(last, default=0)
+
+    def _antichain(self, place: int) -> bool:
+        """Whether no edge that crosses a cut leads to another one."""
+        beyond = self._order[place:]
+        targets = {below for node in self._order[:place] for below, _ in self._below[node]} | self._root_nodes
+        led: set[Any] = set()
+        for node in beyond:
+            if node in led and node in targets:
+                return False
+            if node in led or node in targets:
+                led.update(below for below, _ in self._below[node])
+        return True
+
+
+def _topological(roots: Iterable[Any]) -> dict[Any, list[Sent]]:
+    """All nodes below, those that send gradients before those that receive them, each with its outputs that go somewhere.
+
+    Among the nodes that could be next, one nearest to the leaves is: what makes of a parameter what a layer uses (a transpose, a
+    norm) then stands beside that layer, and the graph is narrow after it.
+    """
+    below: dict[Any, list[Sent]] = {}
+    height: dict[Any, int] = {}
+    users: dict[Any, int] = {}
+    stack = [(node, False) for node in roots]
+    while stack:
+        node, done = stack.pop()
+        if done:
+            height[node] = 1 + max((height[receiver] for _, (receiver, _) in below[node]), default=0)
+        elif node not in below:
+            if node.name() == _REENTRANT:
+                raise RuntimeError(
+                    "losses: a module was run under torch.utils.checkpoint with use_reentrant=True, which hides its parameters "
+                    "from the graph. Checkpoint it with use_reentrant=False."
+                )
+            below[node] = [sent for sent in enumerate(node.next_functions) if sent[1][0] is not None]
+            users.setdefault(node, 0)
+            stack.append((node, True))
+            for _, (receiver, _) in below[node]:
+                users[receiver] = users.get(receiver, 0) + 1
+                if receiver not in below:
+                    stack.append((receiver, False))
+    count = 0
+    ready = [(height[node], k, node) for k, node in enumerate(below) if users[node] == 0]
+    heapify(ready)
+    ordered: dict[Any, list[Sent]] = {}
+    while ready:
+        _, _, node = heappop(ready)
+        ordered[node] = below[node]
+        for _, (receiver, _) in below[node]:
+            users[receiver] -= 1
+            if users[receiver] == 0:
+                count -= 1  # the latest first, where heights are the same; never two alike, as nodes cannot be compared
+                heappush(ready, (height[receiver], count, receiver))
+    return ordered
+
+
+def _crossed(spans: Iterable[tuple[int, int]], places: int) -> list[bool]:
+    """For each place 0..places, whether some span [first, last] of positions begins before it and ends at it or later."""
+    change = [0] * (places + 2)
+    for first, last in spans:
+        change[first + 1] += 1
+        change[last + 1] -= 1
+    crossed, depth = [], 0
+    for k in range(places + 1):
+        depth += change[k]
+        crossed.append(depth > 0)
+    return crossed
+
+
+def edges_of(losses: Iterable[Tensor]) -> list[Edge]:
+    """Where the backward passes of some losses begin."""
+    found = [torch.autograd.graph.get_gradient_edge(loss) for loss in losses]
+    return [(edge.node, edge.output_nr) for edge in found]

@@ -1,0 +1,243 @@
+"""K from T backward passes, which go only as far as K needs them, and one weighted pass for the gradients that were not kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from gradsurgery import ops
+from gradsurgery.capture.column import Column, entries
+from gradsurgery.capture.graph import Graph, Region
+from gradsurgery.capture.parameters import Parameter, check_operable, check_shared, own, plain_sum
+from gradsurgery.capture.passes import Flow, Passes, Rows, through_all
+from gradsurgery.spare import Spare
+
+SLICES = 32
+"""Into about how many parts of equal size the shared parameters are cut, where only one part at a time has T gradients."""
+
+PARTS = 8
+"""Into about how many parts at most the parameters are taken where the graph cannot be cut, as each takes a pass a task."""
+
+TOP = 16
+"""A parameter near the losses is not kept while the passes go on, if it has at least this part of what the tasks share."""
+
+
+class OnePass:
+    """T backward passes as far as weights need them, and then one for all of what is left.
+
+    Args:
+        graph: below the losses.
+        flows: where each task's pass begins. [T]
+        shared: the parameters to operate on, by id.
+        retain_graph: keep the graph for another backward pass.
+
+    Attributes:
+        parts: whether the tasks part at a place where the graph can be cut.
+        rows: the gradients taken so far.
+    """
+
+    def __init__(self, graph: Graph, flows: Sequence[Flow], shared: dict[int, Tensor], retain_graph: bool) -> None:
+        self.rows: Rows = {}
+        self._graph, self._shared, self._retain = graph, shared, retain_graph
+        self._passes = Passes(graph, flows)
+        self._cuts = graph.narrow()
+        self.parts = graph.private_cut in self._cuts
+        self._private = [graph.private_cut] if self.parts else []
+        self._rest: list[Tensor] = []  # the leaves whose gradients the weighted pass brings
+        self._again: tuple[Region, list[Tensor], list[Flow]] | None = None  # those that come again, and from where
+
+    def gram(self, spare: Spare) -> Tensor:
+        """K, from all gradients. [T, T]
+
+        A backward pass takes most memory where it ends: there are the gradients of all layers, and what the first layers saved.
+        The T gradients of a large parameter near the losses are not there: they come again, by short passes, in ``finish``.
+
+        Args:
+            spare: gradients of an earlier step, whose memory those of this one take.
+        """
+        top, regions = self._with_top()
+        grams = []
+        for region in regions:
+            held_back = top if region is regions[len(self._private)] else []
+            if held_back:
+                self._again = (region, held_back, [dict(flow) for flow in self._passes.flows])
+                spare.make_room(len(self._passes.flows) * sum(leaf.nbytes for leaf in held_back))
+            before = partial(spare.before_pass, region.leaves)
+            rows = self._passes.through(region, retain_graph=self._retain or bool(held_back), before=before)
+            measured = self._measured(rows)
+            if measured:
+                grams.append(gram_of(measured, rows, len(self._passes.flows)))
+            for leaf in held_back:
+                del rows[id(leaf)]
+            self.rows |= rows
+        return torch.stack(grams).sum(0)
+
+    def _with_top(self) -> tuple[list[Tensor], list[Region]]:
+        """The first large one of the shared parameters, if the graph can be cut above and below it, and the regions.
+
+        One with a hook of its own is left where it is: a hook may count how often it is called.
+        """
+        least = sum(leaf.nbytes for leaf in self._shared.values()) / TOP
+        passed = 0
+        uses = [(place, leaf) for place, leaf in self._graph.first_uses() if id(leaf) in self._shared]
+        for start, cut in pairwise([cut for cut in self._cuts if cut >= self._graph.private_cut] if self.parts else []):
+            between = [leaf for place, leaf in uses if start < place <= cut]
+            largest = max(between, key=lambda leaf: leaf.nbytes, default=None)  # the uppermost of them
+            if largest is not None and largest.nbytes >= least:
+                return [] if largest._backward_hooks else [largest], self._graph.regions([*self._private, cut])
+            passed += sum(leaf.nbytes for leaf in between)
+            if passed >= least:  # further down the passes would not be short
+                break
+        return [], self._graph.regions(self._private)
+
+    def to_where_tasks_part(self) -> None:
+        """Takes the heads' gradients, and all others, too, where there is no place to stop at."""
+        heads, *trunk = self._graph.regions(self._private)
+        self.rows |= self._passes.through(heads, retain_graph=self._retain)
+        self._rest = [leaf for region in trunk for leaf in region.leaves]
+
+    def beyond(self, leaves: Iterable[Tensor], spare: Spare) -> None:
+        """Takes the gradients of all leaves down to some, and of no more than the next place where the graph can be cut."""
+        place = self._graph.place_after(leaves)
+        beyond = [cut for cut in self._cuts if cut >= place][:1]
+        regions = self._graph.regions(sorted({*self._private, *beyond}))
+        if beyond:
+            self._rest = regions.pop().leaves
+        for region in regions:
+            before = partial(spare.before_pass, region.leaves)
+            self.rows |= self._passes.through(region, retain_graph=self._retain, before=before)
+
+    def gram_without_rows(self) -> Tensor:
+        """K of the shared parameters, from a few of their gradients at a time; the passes are then where the tasks part. [T, T]"""
+        graph, T = self._graph, len(self._passes.flows)
+        largest = sum(leaf.nbytes for leaf in self._shared.values()) // SLICES
+        regions = graph.regions(graph.slices(self._cuts, largest))
+        again = [] if self.parts and not any(id(leaf) in self._shared for leaf in regions[0].leaves) else regions[:1]
+        start = [dict(flow) for flow in self._passes.flows]
+        K = torch.zeros(T, T, dtype=torch.float64, device=next(iter(self._shared.values())).device)
+        for k, region in enumerate(regions):
+            if k == 1 and not again:
+                start = [dict(flow) for flow in self._passes.flows]
+            whole = self._retain or k > 0 or bool(again)
+            *before, final = self._parts(region, largest)
+            for part in [*before, final]:
+                more = part is not final
+                rows = self._passes.through(region, retain_graph=whole or more, leaves=part, stay=more)
+                measured = self._measured(rows)
+                if measured:
+                    K += gram_of(measured, rows, T)
+                self.rows |= {key: held for key, held in rows.items() if key not in self._shared}
+        self._passes.flows = start
+        self._rest = list(self._shared.values())
+        return K
+
+    def _parts(self, region: Region, largest: int) -> list[list[Tensor]]:
+        """A region's leaves in parts of about so many bytes of shared parameters; the last one has the others, too.
+
+        Each part is a pass a task through the region: at most ``PARTS``, of a graph that cannot be cut.
+        """
+        shared = sum(leaf.nbytes for leaf in region.leaves if id(leaf) in self._shared)
+        largest = max(largest, shared // PARTS)
+        parts: list[list[Tensor]] = [[]]
+        room = largest
+        for leaf in region.leaves:
+            if id(leaf) in self._shared:
+                if parts[-1] and room < leaf.nbytes:
+                    parts.append([])
+                    room = largest
+                parts[-1].append(leaf)
+                room -= leaf.nbytes
+        parts[-1] += [leaf for leaf in region.leaves if id(leaf) not in self._shared]
+        return parts
+
+    def _measured(self, rows: Rows) -> list[Tensor]:
+        return [self._shared[key] for key, held in rows.items() if key in self._shared and held]
+
+    @property
+    def rows_to_spare(self) -> Rows:
+        """The gradients whose memory can serve the next step: all that are there while the passes go on."""
+        again = [] if self._again is None else [id(leaf) for leaf in self._again[1]]
+        return {key: held for key, held in self.rows.items() if key not in again}
+
+    @torch.no_grad()
+    def finish(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Each leaf and its gradient: sum_t w_t g_t where it is shared, sum_t g_t where it is not.
+
+        Args:
+            weights: w [T], float64 on the gradients' device.
+        """
+        if self._again is not None:
+            region, held_back, self._passes.flows = self._again
+            self.rows |= self._passes.through(region, retain_graph=self._retain, leaves=held_back, stay=True)
+            self._passes.flows = [{} for _ in self._passes.flows]
+        leaves, flows, T = self._graph.leaves, self._passes.flows, len(self._passes.flows)
+        written = []
+        taken = [key for key in self.rows if key in self._shared and self.rows[key]]
+        if taken:
+            columns = [Column.of(leaves[key], self.rows[key], range(T)) for key in taken]
+            ops.combine_([column.target for column in columns], entries(columns, T), weights, False)
+            written += [(column.leaf, column.combined) for column in columns]
+            del columns
+        for key, held in self.rows.items():
+            if held and key not in self._shared:
+                written.append((leaves[key], plain_sum(held, leaves[key])))
+        shared = [leaf for leaf in self._rest if id(leaf) in self._shared]
+        others = [leaf for leaf in self._rest if id(leaf) not in self._shared]
+        if others:
+            written += _passed(_mixed(flows, torch.ones_like(weights)), others, retain_graph=True)
+        if shared:
+            written += _passed(_mixed(flows, weights), shared, retain_graph=self._retain)
+        assert len(weights) == T
+        return written
+
+
+def shared_leaves(graph: Graph, given: Sequence[Parameter] | None, tasks: int) -> dict[int, Tensor]:
+    """The parameters to operate on, by id: those given that some task reaches, or those that two tasks reach.
+
+    Raises:
+        ValueError, TypeError: there is none, or one of a dtype that is not floating.
+    """
+    if given is not None:
+        shared = {id(p.tensor): p.tensor for p in given if id(p.tensor) in graph.reach}
+    else:
+        shared = {key: graph.leaves[key] for key, bits in graph.reach.items() if bits.bit_count() > 1}
+    check_operable(list(shared.values()))
+    check_shared(list(shared), given, tasks)
+    return shared
+
+
+def measured_leaves(on: Sequence[Parameter], shared: dict[int, Tensor]) -> list[Tensor]:
+    """Those of the shared parameters that the Gram matrix is to be measured on.
+
+    Raises:
+        ValueError: there is none.
+    """
+    measured = [p.tensor for p in on if id(p.tensor) in shared]
+    if not measured:
+        raise ValueError(
+            f"gram_on: expected some of the {len(shared)} parameters that the tasks share, found none of them among {len(on)}."
+        )
+    return measured
+
+
+def gram_of(leaves: Sequence[Tensor], rows: Rows, tasks: int) -> Tensor:
+    """K of T tasks over some leaves. [T, T]"""
+    columns = [Column.of(leaf, rows[id(leaf)], range(tasks)) for leaf in leaves]
+    return ops.gram(entries(columns, tasks), tasks, False, None)
+
+
+def _passed(flow: Flow, leaves: Sequence[Tensor], *, retain_graph: bool) -> list[tuple[Tensor, Tensor]]:
+    """Each leaf that one backward pass reaches, and its gradient."""
+    found = through_all(flow, leaves, retain_graph=retain_graph)
+    return [(leaf, own(found[id(leaf)], leaf)) for leaf in leaves if id(leaf) in found]
+
+
+def _mixed(flows: Sequence[Flow], weights: Tensor) -> Flow:
+    """sum_t w_t of what has arrived at each edge."""
+    edges = list(dict.fromkeys(edge for flow in flows for edge in flow))
+    mixed = ops.combine([flow.get(edge) for flow in flows for edge in edges], weights, False, None)
+    return dict(zip(edges, mixed, strict=True))

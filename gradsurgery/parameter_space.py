@@ -1,0 +1,390 @@
+"""Form C: surgery on the gradients of the parameters that the tasks share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsurgery.capture.batch import Batch, Collected, ratio, reaching, safe
+from gradsurgery.capture.column import Column, entries
+from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.capture.graph import Graph
+from gradsurgery.capture.parameters import (
+    Parameter,
+    Parameters,
+    TaskLosses,
+    check_shared,
+    listed,
+    plain_sum,
+    task_losses,
+    writable,
+    write_grads,
+)
+from gradsurgery.capture.passes import Passes, Rows
+from gradsurgery.one_pass import OnePass, gram_of, measured_leaves, shared_leaves
+from gradsurgery.options import check_bool, check_choice
+from gradsurgery.spare import Spare
+from gradsurgery.surgery import WEIGHTED, Surgery
+
+
+class ParameterSpace(Surgery):
+    """Surgery in parameter space, as in the PCGrad paper: T backward passes, and one gradient for what the tasks share."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._collected: Collected | None = None
+        self._spare = Spare()
+
+    def backward(
+        self,
+        losses: TaskLosses | None = None,
+        shared: Parameters | None = None,
+        inputs: Parameters | None = None,
+        retain_graph: bool = False,
+        scaler: Any = None,
+        accumulate: bool = True,
+        *,
+        gram_on: Parameters | None = None,
+        memory: str = "full",
+        passes: str = "sequential",
+    ) -> None:
+        """Surgery, and then ``.grad``: of the losses' gradients at the parameters that the tasks share, or of what was captured.
+
+        With ``losses``, form C: a backward pass a task, surgery on the gradients of the shared parameters, and the result in their
+        ``.grad``. Every other leaf gets the sum of its tasks' gradients, a head its own. Parameters that no loss reaches, and
+        frozen ones, keep their ``.grad``. Zeroing, clipping and the optimizer's step stay the caller's; ``statistics().norm`` is
+        the norm of the shared parameters' gradient. A step with one task is a plain backward pass, and no step of surgery.
+
+        Without ``losses``, surgery on the gradients that the heads left at the features of ``detach`` (form B), followed by one
+        backward pass through the trunk; or on those that ``collect`` gathered.
+
+        All is computed before anything is written. A gradient that is not finite makes the shared parameters' NaN, and leaves the
+        method's memory as it is; the heads of the other tasks are not touched by it. Hooks change each task's gradient as in a
+        backward pass of its own; one on a tensor where the tasks part, or near it, may see it two or three times.
+
+        Args:
+            losses: a scalar a task, by name or in the order of the tasks, None for an absent one; a list where a task has several
+                batches. From one forward pass, or several. Methods that ask for the losses are told them.
+            shared: a module, parameters, or named parameters (which ``group_by="layer"`` needs); frozen ones are left out. None:
+                all leaves that two tasks reach.
+            inputs: the only leaves to get gradients, as in ``torch.autograd.backward``; None: all.
+            retain_graph: keep the graph for another backward pass.
+            scaler: a ``torch.amp.GradScaler``, which multiplies the losses: hand them over as they are. ``.grad`` is scaled as
+                after ``scaler.scale(loss).backward()``; what decides is not, nor are the statistics.
+            accumulate: add to ``.grad``; False: replace it, where a loss reaches.
+            gram_on: a module or parameters on whose gradients K is measured, such as the last block that is shared: the T backward
+                passes end there, and one weighted pass goes on. The weights and the statistics are those of another K.
+            memory: "low" keeps no more than a small part of the T gradients at a time: K is gathered layer by layer, and one more,
+                weighted, backward pass brings the result. The same result, but for hooks that are not linear, and for rounding,
+                which happens before the weights multiply rather than after. Where the graph has no narrow place (a U-Net), or one
+                checkpoint spans many layers, parts of it run several times.
+            passes: "batched": one backward pass of all tasks by ``torch.vmap``, from where they part on; faster for small models on
+                a GPU, and not for every module.
+
+        Raises:
+            TypeError, ValueError: losses that are no scalars, do not require grad or have unknown names; no loss; a parameter that
+                is listed twice or is no leaf; nothing shared; a method that does not work from K with ``gram_on`` or "low".
+            RuntimeError: nothing was captured; a graph that an earlier backward pass has used up; a re-entrant checkpoint; several
+                processes, whose gradients nobody would average.
+        """
+        if losses is None:
+            self._backward_captured(scaler, accumulate)
+            return
+        check_choice("memory", memory, ("full", "low"))
+        check_choice("passes", passes, ("sequential", "batched"))
+        check_bool("retain_graph", retain_graph)
+        check_bool("accumulate", accumulate)
+        on = None if gram_on is None else listed(gram_on, "gram_on")
+        with self._names_undone_on_error(), self._losses_forgotten():
+            batch = self._batch(losses, shared, inputs, scaler)
+            self._backward(batch, retain_graph, accumulate, on, memory, passes)
+
+    def collect(
+        self,
+        losses: TaskLosses,
+        shared: Parameters | None = None,
+        inputs: Parameters | None = None,
+        retain_graph: bool = False,
+        scaler: Any = None,
+    ) -> None:
+        """The tasks' gradients of one more batch, kept for the next ``backward``, which operates on the sums over all batches.
+
+        Gradient accumulation with the surgery of one large batch, which the sum of surgeries is not: ``collect`` every micro-batch
+        but the last, and ``backward`` the last, or ``backward()`` after all. Nothing is in ``.grad`` before. The T gradients stay
+        in memory in between; ``reset`` drops them. A micro-batch may have the losses of one task alone.
+
+        Args, Raises: as for ``backward``.
+        """
+        check_bool("retain_graph", retain_graph)
+        with self._names_undone_on_error():
+            self._collected = self._gathered(self._batch(losses, shared, inputs, scaler), retain_graph, "sequential")
+
+    def total(
+        self,
+        losses: TaskLosses,
+        shared: Parameters | None = None,
+        inputs: Parameters | None = None,
+        retain_graph: bool = False,
+        accumulate: bool = True,
+        *,
+        gram_on: Parameters | None = None,
+        memory: str = "full",
+        passes: str = "sequential",
+    ) -> Tensor:
+        """The sum of the losses, whose ``.backward()`` is ``backward(losses, ...)``: for whoever calls that himself.
+
+        A factor by which it is multiplied on the way, such as a loss scale or one over the number of micro-batches, multiplies the
+        gradients and decides nothing. It can be propagated once, unless ``retain_graph`` is given here; ``inputs=`` of an outer
+        backward pass finds no parameters behind it.
+
+        Args, Raises: as for ``backward``.
+
+        Returns:
+            []
+        """
+        check_choice("memory", memory, ("full", "low"))
+        check_choice("passes", passes, ("sequential", "batched"))
+        check_bool("retain_graph", retain_graph)
+        check_bool("accumulate", accumulate)
+        on = None if gram_on is None else listed(gram_on, "gram_on")
+        with self._names_undone_on_error():
+            batch = self._batch(losses, shared, inputs, None)
+            self._check_one_pass(on, memory, passes)
+
+        def run(scale: Tensor) -> None:
+            batch.scale = scale.to(torch.float64)
+            with self._losses_forgotten(), torch.enable_grad():
+                self._backward(batch, retain_graph, accumulate, on, memory, passes)
+
+        value = torch.stack(list(batch.values.values())).sum()
+        return _Total.apply(torch.zeros((), requires_grad=True, device=value.device), value, run)  # type: ignore[no-any-return]
+
+    # --- what goes in -------------------------------------------------------------------------------------------------------
+
+    def _batch(self, losses: TaskLosses, shared: Parameters | None, inputs: Parameters | None, scaler: Any) -> Batch:
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("backward: expected to be called outside torch.inference_mode(), whose tensors .grad cannot hold.")
+        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+            raise RuntimeError(
+                f"backward: expected one process, found {torch.distributed.get_world_size()}. The gradients of losses do not pass "
+                "through DistributedDataParallel's hooks, so nobody would average them. Use split() or detach(), whose trunk "
+                "is propagated as usual."
+            )
+        found = task_losses(losses)
+        names = list(losses) if isinstance(losses, Mapping) else self._names.present(len(found))
+        for name in names:
+            self._names.index(name)
+        wanted = None if inputs is None else {id(p.tensor) for p in listed(inputs, "inputs")}
+        if wanted is not None and not wanted:
+            raise ValueError("inputs: expected parameters to give gradients to, found none; leave it out for all.")
+        here = [t for t, own in enumerate(found) if own]
+        scale = None if scaler is None else scale_of(scaler, found[here[0]][0].device)
+        given = None if shared is None else listed(shared, "shared")
+        if given and wanted is not None and not any(id(p.tensor) in wanted for p in given):
+            raise ValueError("shared: expected some of the parameters that inputs= names, found none of them.")
+        return Batch([names[t] for t in here], [found[t] for t in here], given, wanted, scale)
+
+    @contextmanager
+    def _names_undone_on_error(self) -> Iterator[None]:
+        """Forgets the names of a step that fails."""
+        known = list(self._names.known)
+        try:
+            yield
+        except BaseException:
+            self._names.known[:] = known
+            raise
+
+    @contextmanager
+    def _losses_forgotten(self) -> Iterator[None]:
+        """Whatever becomes of a step, its losses are not the next one's."""
+        try:
+            yield
+        finally:
+            self._losses = {}
+
+    # --- T backward passes, and then surgery --------------------------------------------------------------------------------
+
+    def _backward(
+        self, batch: Batch, retain_graph: bool, accumulate: bool, on: list[Parameter] | None, memory: str, passes: str
+    ) -> None:
+        self._check_one_pass(on, memory, passes)
+        weighted = self.method.spec.family in WEIGHTED and self._group_by is None
+        if weighted and len(batch.names) > 1 and batch.shared != [] and self._collected is None and passes == "sequential":
+            self._in_one_pass(batch, retain_graph, accumulate, on, memory)
+        else:
+            self._finish(self._gathered(batch, retain_graph, passes), batch.scale, accumulate)
+            self._collected = None
+
+    def _gathered(self, batch: Batch, retain_graph: bool, passes: str) -> Collected:
+        """What was collected, and every task's gradients of one more batch."""
+        self._spare.clear()
+        graph = batch.graph()
+        rows = batched_rows(graph, batch, retain_graph) if passes == "batched" else rows_of(graph, batch, retain_graph)
+        return (self._collected or Collected()).plus(batch, graph.leaves, rows)
+
+    def _backward_captured(self, scaler: Any, accumulate: bool) -> None:
+        """Surgery on what was collected."""
+        if self._collected is None:
+            raise RuntimeError(
+                "backward: no detached features are waiting, and no collected gradients. Call detach() before the heads and "
+                "backward() once after them, or give the losses."
+            )
+        device = next(iter(self._collected.losses.values())).device
+        with self._losses_forgotten():
+            self._finish(self._collected, None if scaler is None else scale_of(scaler, device), accumulate)
+        self._collected = None
+
+    def _finish(self, collected: Collected, scale: Tensor | None, accumulate: bool) -> None:
+        """Surgery on gathered gradients, and everything into ``.grad``, multiplied by the scale."""
+        shared = collected.operated()
+        names = [name for name in self._names.known if name in collected.tasks]
+        check_shared(shared, collected.shared, len(names))
+        operate = shared if len(names) > 1 else []
+        self._check_names(operate)
+        columns = [Column.of(p.tensor, collected.rows[id(p.tensor)], names) for p in operate]
+        held = [p.tensor.grad for p in operate]
+        factor = ratio(scale, collected.scale)
+        in_place = accumulate and factor is None and all(column.touched is None for column in columns) and all(map(writable, held))
+        targets = [grad for grad in held if grad is not None] if in_place else [column.target for column in columns]
+        operated = {id(p.tensor) for p in operate}
+        others = [key for key, rows in collected.rows.items() if rows and key not in operated]
+        sums = [plain_sum(collected.rows[key], collected.leaves[key]) for key in others]
+        if operate:
+            self._losses = self._losses or {**collected.losses}
+            given = TaskGradients(entries(columns, len(names)), len(names))
+            paths = [p.name for p in operate]
+            self._surgery(given, names, lambda: paths, targets, None, in_place, collected.scale, "parameters")
+        if factor is not None:
+            for gradient in [*targets, *sums]:
+                gradient.mul_(factor.to(gradient))
+        done = targets if in_place else [column.combined for column in columns]
+        written = [*zip((p.tensor for p in operate), done, strict=True)]
+        write_grads([*written, *zip((collected.leaves[key] for key in others), sums, strict=True)], accumulate=accumulate)
+
+    # --- one weighted backward pass, where K alone decides --------------------------------------------------------------------
+
+    def _in_one_pass(self, batch: Batch, retain_graph: bool, accumulate: bool, on: list[Parameter] | None, memory: str) -> None:
+        """K from as many gradients as it takes, and one backward pass for those that were not kept."""
+        graph = batch.graph()
+        shared = shared_leaves(graph, batch.shared, len(batch.names))
+        present = reaching(graph, list(shared.values()), len(batch.names))
+        plan = OnePass(graph, batch.flows(), shared, retain_graph)
+        device = next(iter(shared.values())).device
+        if memory == "low":
+            self._spare.clear()
+        with self._undone_on_error():
+            weights = self._kept(batch.names, present, device)
+            if weights is not None:
+                self._spare.clear()
+                plan.to_where_tasks_part()
+            else:
+                weights = self._found(batch, plan, shared, present, on, memory)
+            written = plan.finish(weights)
+        write_grads(written, accumulate=accumulate)
+        self._spare.keep(shared.values(), plan.rows_to_spare)
+
+    def _found(
+        self,
+        batch: Batch,
+        plan: OnePass,
+        shared: dict[int, Tensor],
+        present: Sequence[bool],
+        on: list[Parameter] | None,
+        memory: str,
+    ) -> Tensor:
+        """The weights of a step, from as many gradients as it takes. [T]"""
+        if on is not None:
+            measured = measured_leaves(on, shared)
+            plan.beyond(measured, self._spare)
+            K = gram_of(measured, plan.rows, len(batch.names))
+        else:
+            K = plan.gram_without_rows() if memory == "low" else plan.gram(self._spare)
+        self._losses = self._losses or {**batch.values}
+        return self._decide(K if batch.scale is None else K / safe(batch.scale) ** 2, batch.names, present)
+
+    def _check_one_pass(self, on: list[Parameter] | None, memory: str, passes: str) -> None:
+        """Raises where the weights are to be had for less than all gradients, and cannot."""
+        if on is None and memory == "full":
+            return
+        asked = "gram_on" if on is not None else "memory"
+        self._check_weighted(asked, f"one weighted backward pass ({asked}=)")
+        if self._group_by is not None:
+            raise ValueError(
+                f"{asked}: expected one surgery on all parameters, as one weighted backward pass has one weight a task; found "
+                f"group_by={self._group_by!r}."
+            )
+        if passes != "sequential":
+            raise ValueError(f"passes: expected 'sequential' with {asked}=, found {passes!r}.")
+        if self._collected is not None:
+            raise ValueError(
+                f"{asked}: expected no collected gradients, which are whole already, found some of "
+                f"{', '.join(sorted(self._collected.tasks))}. Leave {asked}= out, or reset() to drop them."
+            )
+
+    def _check_names(self, shared: Sequence[Parameter]) -> None:
+        """Raises where parameters without names are to be grouped by them."""
+        if self._group_by not in (None, "tensor") and any(p.name.startswith("[") for p in shared):
+            raise ValueError(
+                f"shared: expected named parameters for group_by={self._group_by!r}, found some without names. Pass a module, or "
+                "its named_parameters()."
+            )
+
+
+def rows_of(graph: Graph, batch: Batch, retain_graph: bool) -> Rows:
+    """The gradients of every leaf, of every task that reaches it, one task's pass after the other."""
+    running = Passes(graph, batch.flows())
+    rows: Rows = {}
+    for region in graph.regions([cut for cut in graph.narrow() if cut == graph.private_cut]):
+        rows |= running.through(region, retain_graph=retain_graph)
+    return rows
+
+
+def batched_rows(graph: Graph, batch: Batch, retain_graph: bool) -> Rows:
+    """The same, with one pass for all tasks from where they part on."""
+    if len(batch.names) < 2:
+        return rows_of(graph, batch, retain_graph)
+    if graph.private_cut not in graph.narrow():
+        raise ValueError(
+            "passes: 'batched' takes the tasks together through the part of the graph that they share, found none: the losses come "
+            "from separate forward passes, share parameters that are used on both sides of where the tasks part, or go through "
+            "modules with backward hooks. Use 'sequential'."
+        )
+    if graph.compiled:
+        raise ValueError(
+            "passes: expected 'sequential' where torch.compile compiled a part that the tasks share, which torch.vmap cannot go "
+            "through; found 'batched'."
+        )
+    running = Passes(graph, batch.flows())
+    private, common = graph.regions([graph.private_cut])
+    rows = running.through(private, retain_graph=retain_graph)
+    for leaf, stacked in zip(common.leaves, running.together(common, retain_graph=retain_graph), strict=True):
+        reached = graph.reach[id(leaf)]
+        rows[id(leaf)] = {t: stacked[t] for t in range(len(batch.names)) if reached >> t & 1}
+    return rows
+
+
+def scale_of(scaler: Any, device: torch.device) -> Tensor:
+    """By which a gradient scaler multiplies losses, without waiting for it. [] float64"""
+    if not hasattr(scaler, "scale"):
+        raise TypeError(f"scaler: expected a torch.amp.GradScaler, found {type(scaler).__name__}.")
+    scale: Tensor = scaler.scale(torch.ones((), device=device))
+    return scale.to(torch.float64)
+
+
+class _Total(torch.autograd.Function):
+    """The sum of the losses, whose backward pass is surgery; the losses' graphs hang on ``run`` rather than on this node."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, value: Tensor, run: Callable[[Tensor], None]) -> Tensor:
+        ctx.run = run
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[None, None, None]:
+        ctx.run(scale)
+        return None, None, None

@@ -1,0 +1,357 @@
+"""One step of surgery, with the method's memory, and what is known of the steps before."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from gradsurgery import ops
+from gradsurgery.capture.batch import safe
+from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.capture.grouping import GroupBy, group_labels
+from gradsurgery.capture.losses import scalar_loss, stacked
+from gradsurgery.capture.tasks import TaskNames
+from gradsurgery.memory import MethodMemory
+from gradsurgery.methods import Method, Solution, Step
+from gradsurgery.monitor import Statistics
+from gradsurgery.options import check_integer
+from gradsurgery.reuse import Reuse, Served
+
+StepHook = Callable[[Statistics, Tensor], None]
+L = TypeVar("L", bound=Mapping[str, Tensor] | Sequence[Tensor | None])
+
+WEIGHTED = ("gram", "scalarization", "cross")
+"""Families whose result is a weighted sum of the gradients that K alone decides."""
+
+
+class Surgery(MethodMemory):
+    """gram -> weights -> combine over the tasks of one step; ``GradientAggregator`` brings the gradients.
+
+    Args:
+        method: that turns K into weights.
+        names: of the tasks.
+        group_by: a surgery of its own for each group of positions.
+        every: for how many steps weights are used.
+        history: how many past steps are kept.
+
+    Raises:
+        ValueError, TypeError: what is no grouping, or no such number; ``every`` with a method that has no weights to use again.
+    """
+
+    def __init__(self, method: Method, names: TaskNames, group_by: GroupBy | None, every: int, history: int) -> None:
+        super().__init__(method, names)
+        if group_by is not None:
+            group_labels((), group_by)  # refuses what is no grouping
+        check_integer("history", history, at_least=1)
+        check_integer("every", every, at_least=1)
+        if every > 1:
+            self._check_weighted("every", f"every={every}")
+        self._group_by = group_by
+        self._reuse = Reuse(every)
+        self._history: deque[Statistics] = deque(maxlen=history)
+        self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
+        self._losses: dict[str, Tensor | float] = {}
+
+    # --- one step -----------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _surgery(
+        self,
+        given: TaskGradients,
+        names: Sequence[str],
+        paths: Callable[[], Sequence[str]],
+        targets: Sequence[Tensor] | None = None,
+        against: TaskGradients | None = None,
+        accumulate: bool = False,
+        scale: Tensor | None = None,
+        kind: str = "features",
+    ) -> list[Tensor | None]:
+        """gram -> weights -> combine over the tasks of one step. [P]
+
+        Args:
+            given: the gradients of the tasks ``names``.
+            names: of the tasks of this step.
+            paths: gives the names of the positions. [P]
+            targets: where to write; without them the results are new, and None where no task has a gradient. [P]
+            against: of a second batch, at the positions that ``given`` reaches.
+            accumulate: add to what is in ``targets``.
+            scale: by which the gradients were multiplied, float64 on their device: the result is, too, but not what decides. []
+            kind: of what they are the gradients; weights of one kind do not serve another.
+        """
+        told, self._losses = self._losses, {}  # whatever becomes of this step, they are not the next one's
+        result: list[Tensor | None] = [None] * given.pieces if targets is None else list(targets)
+        reached = given.reached()
+        if targets is not None and not accumulate:
+            for p in set(range(given.pieces)) - set(reached):
+                targets[p].zero_()
+        if not reached:
+            return result
+        groups, group_names = self._grouped(paths)
+        if groups:  # those that no task reaches keep their place
+            reached = list(range(given.pieces))
+        places = self._places(names)
+        whole = given.stacked and places == list(range(given.tasks))
+        grads = given if whole else given.at(reached, places)
+        second = against if against is None or whole else against.at(range(against.pieces), places)
+        ops.warn_if_reference(grads.device)
+        out = grads.empty() if targets is None else [targets[p] for p in reached]
+        serve = (kind, grads.present, group_names)
+        kept = self._reuse.take(serve, grads.device)
+        if kept is None:
+            losses = self._checked_losses(told, grads.present, grads.device)
+            step = Step(self._state(grads, reached, group_names), grads.present, losses, second)
+            solution = scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale)
+        else:
+            ops.combine_(out, grads.entries, kept, grads.stacked, accumulate, groups or None)
+            solution = Solution(None, kept)
+        self._record(solution, serve, renewed=kept is None)
+        for p, tensor in zip(reached, out, strict=True):
+            if targets is not None or given.shape(p) is not None:
+                result[p] = tensor
+        return result
+
+    @torch.no_grad()
+    def _decide(self, gram: Tensor, names: Sequence[str], present: Sequence[bool]) -> Tensor:
+        """The weights of a step of which only K is known, in the order of ``names``. [T]
+
+        Args:
+            gram: K of the tasks ``names``. [T, T]
+            names: of the tasks of this step.
+            present: which of them have a gradient. [T]
+        """
+        told, self._losses = self._losses, {}
+        places = self._places(names)
+        here = tuple(t is not None and present[t] for t in places)
+        K = gram
+        if places != list(range(len(names))):
+            zero = gram.new_zeros(())
+            K = torch.stack([zero if None in (t, u) else gram[t, u] for t in places for u in places])
+            K = K.reshape(len(places), len(places))
+        like = TaskGradients([K], len(places), stacked=True)
+        step = Step(self._state(like, [], ()), here, self._checked_losses(told, here, K.device))
+        solution = self.method.solve(K, step)
+        self._record(solution, ("parameters", here, ()), renewed=True)
+        return self._of(solution, names)
+
+    @torch.no_grad()
+    def _kept(self, names: Sequence[str], present: Sequence[bool], device: torch.device) -> Tensor | None:
+        """The weights of an earlier step for one more step, in the order of ``names``; None where they have to be renewed. [T]"""
+        here = tuple(t is not None and present[t] for t in self._places(names))
+        serve = ("parameters", here, ())
+        kept = self._reuse.take(serve, device)
+        if kept is None:
+            return None
+        self._losses = {}
+        solution = Solution(None, kept)
+        self._record(solution, serve, renewed=False)
+        return self._of(solution, names)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """Takes a step back that was decided, but fails before it is done: the method's memory, the count, the weights kept."""
+        memory = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
+        tasks, groups, positions = self._state_tasks, self._state_groups, self._positions
+        count, reuse, length = self._step, self._reuse.state(), len(self._history)
+        try:
+            yield
+        except BaseException:
+            for name in list(self._buffers):
+                if name in memory:
+                    self._buffers[name] = memory[name]
+                else:
+                    del self._buffers[name]
+            self._state_tasks, self._state_groups, self._positions = tasks, groups, positions
+            self._reuse.restore(reuse)
+            if self._step > count and len(self._history) >= length:
+                self._history.pop()
+            self._step = count
+            raise
+
+    def _of(self, solution: Solution, names: Sequence[str]) -> Tensor:
+        assert solution.weights is not None
+        if list(names) == self._names.known:
+            return solution.weights
+        return torch.stack([solution.weights[self._names.index(name)] for name in names])
+
+    def _places(self, names: Sequence[str]) -> list[int | None]:
+        """Where each known task stands among the tasks of a step. [T]"""
+        rows = {self._names.index(name): t for t, name in enumerate(names)}
+        return [rows.get(i) for i in range(len(self._names))]
+
+    def _check_weighted(self, name: str, asked: str) -> None:
+        """Raises where a method's result is no sum of gradients with weights that K decides."""
+        spec = self.method.spec
+        if spec.family not in WEIGHTED:
+            raise ValueError(
+                f"{name}: expected a method whose weights K alone decides (families {', '.join(WEIGHTED)}) for {asked}, found "
+                f"{spec.name!r} of family {spec.family!r}."
+            )
+
+    def _grouped(self, paths: Callable[[], Sequence[str]]) -> tuple[list[int], tuple[str, ...]]:
+        """The group of each position and the groups' names; both empty for one surgery on all."""
+        if self._group_by is None or self.method.spec.family == "coordinatewise":
+            return [], ()
+        groups, names = group_labels(paths(), self._group_by)
+        return groups, tuple(names)
+
+    def _record(self, solution: Solution, serve: Served, *, renewed: bool) -> None:
+        _, present, groups = serve
+        tasks = tuple(self._names.known)
+        step = Statistics(self._step, tasks, present, solution.gram, solution.weights, solution.status, groups, solution.combined)
+        self._history.append(step)
+        self._step += 1
+        if renewed and solution.weights is not None:
+            self._reuse.renew(solution.weights, serve)
+        for hook in list(self._step_hooks.values()):
+            assert solution.gram is not None  # or there would be no hook
+            hook(step, solution.gram.sum(0) if groups else solution.gram)
+
+    def register_step_hook(self, hook: StepHook) -> RemovableHandle:
+        """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here.
+
+        Raises:
+            ValueError: the method computes no K, or not in every step.
+        """
+        if self._reuse.every > 1:
+            raise ValueError(
+                f"register_step_hook: expected K in every step, found every={self._reuse.every}, which computes it only where "
+                "weights are renewed. Build the aggregator with every=1."
+            )
+        if not self.method.finds_gram:
+            name = self.method.spec.name
+            raise ValueError(
+                f"register_step_hook: {name!r} treats every coordinate by itself and computes no K to listen to. Ask for it: "
+                f"GradientAggregator({name!r}, diagnostics=True), at the cost of a second read of the gradients."
+            )
+        handle = RemovableHandle(self._step_hooks)
+        self._step_hooks[handle.id] = hook
+        return handle
+
+    # --- what happened ------------------------------------------------------------------------------------------------------
+
+    @property
+    def declared(self) -> bool:
+        """Whether the tasks were given to the constructor."""
+        return self._names.declared
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks known so far."""
+        return tuple(self._names.known)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """w of the last step, 0 for absent tasks, on its device, without waiting for it. [T] float64
+
+        None before the first step, and for a method that has no weights (family "coordinatewise").
+        """
+        return self._history[-1].device_weights if self._history else None
+
+    def statistics(self) -> Statistics:
+        """Norms, cosines, conflicts and weights of the last step, computed when read.
+
+        Raises:
+            RuntimeError: no step has been taken yet.
+        """
+        if not self._history:
+            raise RuntimeError("statistics: no step of surgery has been taken yet.")
+        return self._history[-1]
+
+    @property
+    def history(self) -> list[Statistics]:
+        """The last steps, oldest first."""
+        return list(self._history)
+
+    # --- losses, for methods that ask for them ------------------------------------------------------------------------------
+
+    def observe(self, losses: L) -> L:
+        """Tells the losses of this step to a method that needs them, before the backward pass; returns what it was given.
+
+        ``sum(surgery.observe([loss_a, loss_b])).backward()``. Each step's losses are forgotten after its surgery.
+
+        Args:
+            losses: scalars, as a dict by task name or a sequence in the order of the tasks, None for an absent task.
+
+        Raises:
+            TypeError, ValueError: an unknown name, a wrong number of losses, or a loss that is no scalar.
+        """
+        if isinstance(losses, Mapping):
+            by_name: dict[str, Tensor | None] = dict(losses)
+        elif isinstance(losses, str) or not isinstance(losses, Sequence):
+            raise TypeError(f"losses: expected a dict by task or a sequence, found {type(losses).__name__}.")
+        else:
+            given: list[Tensor | None] = list(losses)
+            names = self._names.present(None if self._names.known else len(given))
+            if len(given) != len(names):
+                raise ValueError(f"losses: expected {len(names)} ({', '.join(names)}), found {len(given)}.")
+            by_name = dict(zip(names, given, strict=True))
+        told = {name: scalar_loss(loss, f"losses[{name!r}]") for name, loss in by_name.items() if loss is not None}
+        for name in told:
+            self._names.index(name)
+        self._losses = told
+        return losses
+
+    def _checked_losses(self, told: Mapping[str, Tensor | float], present: Sequence[bool], device: torch.device) -> Tensor | None:
+        """The losses told of this step, NaN for tasks without. [T] float64"""
+        if not told:
+            return None
+        if "losses" in self.method.needs:
+            missing = [name for name, here in zip(self._names.known, present, strict=True) if here and name not in told]
+            if missing:
+                raise ValueError(f"losses: expected one of every task with a gradient, found none of {', '.join(missing)}.")
+        return stacked([told.get(name, math.nan) for name in self._names.known], device)
+
+    # --- state --------------------------------------------------------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, Any]:
+        state = super().get_extra_state()
+        return state if self._reuse.every == 1 else state | {"reuse": self._reuse.state()}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        super().set_extra_state(state)
+        self._reuse.restore(state.get("reuse", {}))
+        self._history.clear()
+
+
+def scaled_surgery_(
+    method: Method,
+    out: Sequence[Tensor],
+    grads: TaskGradients,
+    step: Step,
+    groups: Sequence[int],
+    accumulate: bool,
+    scale: Tensor | None,
+) -> Solution:
+    """s A(G / s) for gradients G that were multiplied by s: a loss scale decides nothing, whatever the method's degree.
+
+    The arguments are those of ``Method.surgery_``, and s [], float64 on the gradients' device; None: 1.
+    """
+    if scale is None:
+        return method.surgery_(out, grads, step, groups, accumulate)
+    of_piece = list(groups) or None
+    if method.spec.family in WEIGHTED:
+        K = ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece) / safe(scale) ** 2
+        solution = method.solve(K, step)
+        assert solution.weights is not None
+        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
+        return solution
+    # The others read the gradients themselves.
+    inverse = safe(scale).reciprocal()
+    rows = [None if g is None else g * inverse.to(g) for g in grads.entries]
+    unscaled = TaskGradients(rows, grads.tasks, grads.stacked, grads.single)
+    fresh = unscaled.empty()
+    solution = method.surgery_(fresh, unscaled, step, groups)
+    for target, tensor in zip(out, fresh, strict=True):
+        scaled = tensor * scale.to(tensor)
+        if accumulate:
+            target.add_(scaled)
+        else:
+            target.copy_(scaled)
+    return solution
