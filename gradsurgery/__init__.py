@@ -21,6 +21,7 @@ from gradsurgery.balancers import (
     balancers,
 )
 from gradsurgery.functional import aggregate, combine, gram, weights
+from gradsurgery.integrations.optimizer import PCGrad, SurgeryOptimizer
 from gradsurgery.methods import methods
 from gradsurgery.ops import build_info
 
@@ -32,9 +33,11 @@ __all__ = [
     "GradNorm",
     "GradientAggregator",
     "IMTLLoss",
+    "PCGrad",
     "RandomLossWeighting",
     "SmoothTchebycheff",
     "SoftmaxUncertainty",
+    "SurgeryOptimizer",
     "UncertaintyWeighting",
     "aggregate",
     "balancers",

@@ -1,0 +1,104 @@
+"""Hugging Face accelerate: one surgery a step, on the gradients of all its micro-batches, with the accelerator's scaler.
+
+Surgery on each micro-batch needs nothing of this file: ``accelerator.backward(surgery.total(losses))`` adds up what the method
+makes of each. Either way ``accelerator.register_for_checkpointing(surgery)`` puts the surgery's state beside the model's. The
+aggregator itself is not prepared: it has no parameters, and its memory goes to the gradients' device by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+try:
+    from accelerate import Accelerator, DistributedType
+except ImportError as error:
+    raise ImportError(
+        "gradsurgery.integrations.accelerate: expected the package accelerate, found none; pip install accelerate."
+    ) from error
+from torch import Tensor
+
+from gradsurgery.aggregator import GradientAggregator
+
+
+def backward(
+    accelerator: Accelerator,
+    surgery: GradientAggregator,
+    losses: Mapping[str, Any] | Sequence[Any],
+    shared: Any = None,
+    inputs: Any = None,
+    retain_graph: bool = False,
+    **how: Any,
+) -> None:
+    """``accelerator.backward`` for the losses of several tasks, with one surgery a step, on gradients of all its micro-batches.
+
+    ::
+
+        with accelerator.accumulate(model):
+            backward(accelerator, surgery, losses_of(model, batch))
+            optimizer.step()
+            optimizer.zero_grad()
+
+    While gradients are accumulated they are collected, each task's by itself; the micro-batch that ends the step
+    (``accelerator.sync_gradients``) is followed by surgery on the sums. Each micro-batch may have some of the tasks, or one. Losses
+    are divided by ``accelerator.gradient_accumulation_steps`` and scaled by the accelerator's scaler, as ``accelerator.backward``
+    does it; the method decides on unscaled gradients. A step that was given up in between is dropped with ``surgery.reset()``.
+
+    Args:
+        accelerator: of one process: what ranks would decide, each from its own gradients, differs.
+        surgery: the aggregator, which was not prepared.
+        losses: as for ``surgery.backward``.
+        shared, inputs: as for ``surgery.backward``, the same in all micro-batches of a step.
+        retain_graph: keep the graph for another backward pass.
+        how: ``gram_on``, ``memory`` and ``passes`` of ``surgery.backward``; the first two want steps of one micro-batch, as what
+            is collected is whole.
+
+    Raises:
+        RuntimeError: the accelerator is distributed, or an engine of its own (DeepSpeed, Megatron) runs its backward.
+        TypeError, ValueError, RuntimeError: as for ``surgery.backward``.
+    """
+    share = 1 / accelerator.gradient_accumulation_steps
+    collect_or_finish(accelerator, surgery, losses, share, shared, inputs, retain_graph, **how)
+
+
+def collect_or_finish(
+    accelerator: Accelerator,
+    surgery: GradientAggregator,
+    losses: Mapping[str, Any] | Sequence[Any],
+    factor: Tensor | float,
+    shared: Any = None,
+    inputs: Any = None,
+    retain_graph: bool = False,
+    **how: Any,
+) -> None:
+    """Collects the gradients of a micro-batch; after the last one of a step, surgery.
+
+    Args:
+        factor: by which the losses are multiplied.
+    """
+    check_one_process(accelerator)
+    losses = _multiplied(losses, factor)
+    if accelerator.sync_gradients:
+        surgery.backward(losses, shared, inputs, retain_graph, accelerator.scaler, **how)
+    else:
+        surgery.collect(losses, shared, inputs, retain_graph, accelerator.scaler)
+
+
+def check_one_process(accelerator: Accelerator) -> None:
+    """Raises unless gradients are those of one process, and torch's autograd computes them."""
+    if accelerator.distributed_type != DistributedType.NO:
+        raise RuntimeError(
+            f"accelerator: expected one process without an engine (DistributedType.NO), found {accelerator.distributed_type}. Each "
+            "rank would decide on its own gradients, and the models would drift apart. Train on one device."
+        )
+
+
+def _multiplied(losses: Any, factor: Tensor | float) -> Any:
+    """Losses in their form; what is no tensor is left for the surgery to refuse."""
+    if isinstance(losses, Tensor):
+        return losses * factor
+    if isinstance(losses, Mapping):
+        return {name: _multiplied(loss, factor) for name, loss in losses.items()}
+    if isinstance(losses, (list, tuple)):
+        return [_multiplied(loss, factor) for loss in losses]
+    return losses
