@@ -1,0 +1,17 @@
+"""A U-Net in float16 with a gradient scaler; the second task has labels in the second half of the data alone."""
+
+import torch
+
+import gradsurgery as gs
+
+
+def train(unet, heads, losses, loader, optimizer, scaler):
+    surgery = gs.GradientAggregator("gradvac")
+    for images, labels in loader:
+        with torch.autocast("cpu", dtype=torch.float16):
+            features = unet(images)
+            values = {task: losses[task](heads[task](features), label) for task, label in labels.items()}
+        surgery.backward(values, scaler=scaler)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
