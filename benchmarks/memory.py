@@ -13,16 +13,19 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from cases import Case, gradients
+from parameter_step import CONTENDERS, entered, small_trunk
+from parameter_step import Experiment as ParameterExperiment
 from providers import PROVIDERS
 from results import Row
 from step import FORMS, Batch, Experiment
 
 Measure = Callable[[], int]
+CALLS = 3
 
 
 def measure_from_here(device: torch.device) -> Measure:
@@ -71,6 +74,21 @@ def step_memory(form: str, device: torch.device, batch: Batch) -> Row:
     return {"kind": "step memory", "form": form, **experiment.point, "extra_bytes": extra()}
 
 
+def parameter_memory(form: str, device: torch.device, batch: Batch, tasks: int) -> Row:
+    """``extra_bytes`` over several steps from the first, above the model and the batch: what is kept between steps counts."""
+    contender = CONTENDERS[form]
+    small = ParameterExperiment(device, Batch(2, 32), tasks, small_trunk)
+    contender.call(small)()  # thread pools, lazily loaded libraries
+    experiment = ParameterExperiment(device, batch, tasks)
+    CONTENDERS["plain"].call(experiment)()
+    experiment.release()
+    call = contender.call(experiment)
+    extra = measure_from_here(device)
+    for _ in range(CALLS):
+        call()
+    return {"kind": "parameter memory", "form": form, **experiment.point, "extra_bytes": extra()}
+
+
 def in_a_child(arguments: list[str]) -> Row:
     """The row that this module prints when run with these arguments."""
     # Freed blocks go back to the system at once, so that resident memory is memory in use.
@@ -98,6 +116,12 @@ def step_memory_rows(device: torch.device, batch: Batch) -> list[Row]:
     return [in_a_child(["step", str(device), form, str(batch.count), str(batch.size)]) for form in FORMS]
 
 
+def parameter_memory_rows(device: torch.device, batch: Batch, tasks: Sequence[int]) -> list[Row]:
+    """Every way to the gradients in parameter space, a process each."""
+    point = [str(batch.count), str(batch.size)]
+    return [in_a_child(["parameters", str(device), form, *point, str(T)]) for T in tasks for form in entered(T)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -108,15 +132,20 @@ def main() -> None:
     surgery.add_argument("numel", type=int)
     surgery.add_argument("dtype")
     step = kinds.add_parser("step")
-    step.add_argument("device", type=torch.device)
-    step.add_argument("form", choices=FORMS)
-    step.add_argument("count", type=int)
-    step.add_argument("size", type=int)
+    parameters = kinds.add_parser("parameters")
+    for kind, forms in ((step, FORMS), (parameters, CONTENDERS)):
+        kind.add_argument("device", type=torch.device)
+        kind.add_argument("form", choices=forms)
+        kind.add_argument("count", type=int)
+        kind.add_argument("size", type=int)
+    parameters.add_argument("tasks", type=int)
     a = parser.parse_args()
     if a.kind == "surgery":
         row = surgery_memory(a.provider, Case(a.tasks, a.numel, a.dtype), a.device)
-    else:
+    elif a.kind == "step":
         row = step_memory(a.form, a.device, Batch(a.count, a.size))
+    else:
+        row = parameter_memory(a.form, a.device, Batch(a.count, a.size), a.tasks)
     print(json.dumps(row))
 
 

@@ -15,12 +15,15 @@ import torch
 from bandwidth import read_rows
 from cases import SMALL, Case, grid
 from compare import surgery_rows
+from distances import distance_rows
 from environment import Disturbance, describe, slug
-from memory import memory_rows, step_memory_rows
+from memory import memory_rows, parameter_memory_rows, step_memory_rows
+from parameter_step import parameter_rows, residual_trunk, small_trunk
 from results import FOLDER, Results, Row
 from solvers import TASKS, solver_rows
 from step import Batch, step_rows
 from timing import Effort
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,12 @@ class Plan:
     step_batch: Batch
     memory_cases: list[Case]
     memory_batch: Batch
+    parameter_tasks: Sequence[int]
+    parameter_effort: Effort
+    parameter_batch: Batch
+    parameter_memory_tasks: Sequence[int]
+    distance_steps: int
+    trunk: Callable[[], nn.Sequential]  # of what is timed and trained in parameter space; memory is always that of ResNet-18
 
 
 FULL = Plan(
@@ -50,6 +59,12 @@ FULL = Plan(
     step_batch=Batch(count=8, size=64),
     memory_cases=[Case(tasks, 10_000_000) for tasks in (2, 4, 8, 16)],
     memory_batch=Batch(count=8, size=128),
+    parameter_tasks=(1, 2, 3, 6),
+    parameter_effort=Effort(sample_s=0.0, budget_s=10.0, rounds=(20, 100)),
+    parameter_batch=Batch(count=16, size=96),
+    parameter_memory_tasks=(1, 2, 3, 6),
+    distance_steps=48,
+    trunk=residual_trunk,
 )
 QUICK = Plan(
     cases=SMALL,
@@ -62,6 +77,12 @@ QUICK = Plan(
     step_batch=Batch(count=2, size=32),
     memory_cases=[Case(4, 1_000_000)],
     memory_batch=Batch(count=2, size=64),
+    parameter_tasks=(1, 2),
+    parameter_effort=Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2)),
+    parameter_batch=Batch(count=2, size=32),
+    parameter_memory_tasks=(1,),
+    distance_steps=3,
+    trunk=small_trunk,
 )
 
 PARTS: dict[str, Callable[[Plan, torch.device], list[Row]]] = {
@@ -70,6 +91,11 @@ PARTS: dict[str, Callable[[Plan, torch.device], list[Row]]] = {
     "read": lambda plan, device: read_rows(plan.read_cases, plan.effort, device, plan.probe_bytes),
     "step": lambda plan, device: step_rows(plan.step_effort, device, plan.step_batch),
     "memory": lambda plan, device: memory_rows(plan.memory_cases, device) + step_memory_rows(device, plan.memory_batch),
+    "parameters": lambda plan, device: [
+        *parameter_rows(plan.parameter_tasks, plan.parameter_effort, device, plan.parameter_batch, plan.trunk, say=say),
+        *parameter_memory_rows(device, plan.parameter_batch, plan.parameter_memory_tasks),
+        *distance_rows(plan.distance_steps, device, plan.parameter_batch, plan.trunk, say=say),
+    ],
 }
 
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from cases import Case
+from parameter_step import CONTENDERS, RIVALS
 from providers import PROVIDERS
 from results import FOLDER, Results, Row, latest
 
@@ -50,7 +52,7 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def render(results: Results) -> str:
     """One device's section."""
-    parts = [_heading(results), *_times(results), *_solvers(results), *_memory(results), *_facts(results)]
+    parts = [_heading(results), *_times(results), *_solvers(results), *_memory(results), *_parameters(results), *_facts(results)]
     return "\n".join(parts)
 
 
@@ -138,6 +140,84 @@ def _memory(results: Results) -> list[str]:
     ]
 
 
+def _parameters(results: Results) -> list[str]:
+    steps, memory = _by_tasks(results.where("parameter step"), "p50"), _by_tasks(results.where("parameter memory"), "extra_bytes")
+    if not steps:
+        return []
+    times, peaks = [], []
+    for form, contender in CONTENDERS.items():
+        if form == "plain":
+            times.append([contender.title, *(seconds(at[form]) for at in steps.values())])
+        else:
+            times.append([contender.title, *(_over(at.get(form), at["plain"]) for at in steps.values())])
+            peaks.append([contender.title, *(_above(at.get(form), at["plain"]) for at in memory.values())])
+    step = results.where("parameter step")[0]
+    lines = [
+        f"The gradients of a training step by PCGrad in the space of ResNet-18's parameters ({_batch(step)}, forward pass "
+        "included), each checked first against float64 PCGrad on the gradients of T separate backward passes; medians over rounds "
+        "in which all take turns. In brackets: how many times the time of the sum's one backward pass.",
+        "",
+        *table(["", *(f"T = {T}" for T in steps)], times),
+    ]
+    if memory:
+        lines += [
+            "Their peak memory above that of the sum's one backward pass, over several steps from the first, so that what is kept "
+            "between steps counts.",
+            "",
+            *table(["", *(f"T = {T}" for T in memory)], peaks),
+        ]
+    return lines
+
+
+def _by_tasks(rows: list[Row], key: str) -> dict[int, dict[str, Any]]:
+    """T -> form -> what the row has under this key."""
+    return {T: {r["form"]: r[key] for r in rows if r["tasks"] == T} for T in sorted({r["tasks"] for r in rows})}
+
+
+def _over(time: float | None, plain: float) -> str:
+    return "–" if time is None else f"{seconds(time)} ({digits(time / plain)}×)"
+
+
+def _above(peak: int | None, plain: int) -> str:
+    return "–" if peak is None else megabytes(max(peak - plain, 0))
+
+
+def _parameter_facts(results: Results) -> list[str]:
+    lines = []
+    steps = {T: at for T, at in _by_tasks(results.where("parameter step"), "p50").items() if T > 1}
+    if steps:
+        rival = _shares({T: at["full"] / min(at[r] for r in RIVALS) for T, at in steps.items()})
+        floor = _shares({T: at["full"] / at["floor"] for T, at in steps.items()})
+        lines.append(
+            f"- In parameter space a step of gradsurgery takes, of the time of TorchJD's fastest configuration, {rival}; of the "
+            f"time of one forward and T plain backward passes, {floor}."
+        )
+    memory = {T: at for T, at in _by_tasks(results.where("parameter memory"), "extra_bytes").items() if T > 1}
+    if memory:
+        above = {T: {form: max(peak - at["plain"], 0) for form, peak in at.items()} for T, at in memory.items()}
+        least = {T: min(at[r] for r in RIVALS) for T, at in above.items()}
+        lines.append(
+            "- Its peak memory above the plain step's is, of that of TorchJD's leanest configuration, "
+            f'{_shares({T: at["full"] / least[T] for T, at in above.items()})}; with `memory="low"` '
+            f"{_shares({T: at['low'] / least[T] for T, at in above.items()})}; of TorchJD's default, "
+            f"{_shares({T: at['full'] / at['torchjd'] for T, at in above.items()})}."
+        )
+    for form in dict.fromkeys(r["form"] for r in results.where("weights distance")):
+        rows = results.where("weights distance", form=form)
+        off = ", ".join(f"{r['weights_mean']:.2g} and {r['weights_max']:.2g} (`{r['method']}`)" for r in rows)
+        cosines = ", ".join(f"{r['cosine_mean']:.4f} and {r['cosine_min']:.4f}" for r in rows)
+        lines.append(
+            f"- With {CONTENDERS[form].title}, in {rows[0]['steps']} steps of training with {rows[0]['tasks']} tasks, the weight "
+            f"that differs most from that of the full Gram matrix differs, on average over the steps and at most, by {off}; the "
+            f"cosine between the two gradients of the trunk is, on average and at least, {cosines}."
+        )
+    return lines
+
+
+def _shares(by_tasks: dict[int, float]) -> str:
+    return ", ".join(f"{share:.2f}× at T = {T}" for T, share in by_tasks.items())
+
+
 def _facts(results: Results) -> list[str]:
     lines = []
     reads = results.where("read")
@@ -180,6 +260,7 @@ def _facts(results: Results) -> list[str]:
         plain = memory["plain"]
         peaks = ", ".join(f"`{form}` {megabytes(r['extra_bytes'])}" for form, r in memory.items())
         lines.append(f"- Its peak memory with dense heads ({_batch(plain)}): {peaks}.")
+    lines += _parameter_facts(results)
     return [*lines, ""] if lines else []
 
 

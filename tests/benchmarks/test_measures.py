@@ -123,7 +123,17 @@ def test_one_command_runs_everything(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, env=ONE_THREAD)
     results = Results.read(out)
     assert results.environment["quick"] is True
-    assert {row["kind"] for row in results.rows} == {"surgery", "solver", "read", "step", "memory", "step memory"}
+    assert {row["kind"] for row in results.rows} == {
+        "surgery",
+        "solver",
+        "read",
+        "step",
+        "memory",
+        "step memory",
+        "parameter step",
+        "parameter memory",
+        "weights distance",
+    }
 
 
 @pytest.mark.slow
