@@ -41,7 +41,8 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def test_every_snippet_runs() -> None:
+def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # a trainer there writes a run folder
     assert len(SNIPPETS) >= 7
     names = surroundings()
     for number, snippet in enumerate(SNIPPETS):
