@@ -57,7 +57,8 @@ class ParameterSpace(Surgery):
         With ``losses``, form C: a backward pass a task, surgery on the gradients of the shared parameters, and the result in their
         ``.grad``. Every other leaf gets the sum of its tasks' gradients, a head its own. Parameters that no loss reaches, and
         frozen ones, keep their ``.grad``. Zeroing, clipping and the optimizer's step stay the caller's; ``statistics().norm`` is
-        the norm of the shared parameters' gradient. A step with one task is a plain backward pass, and no step of surgery.
+        the norm of the shared parameters' gradient. A step with one task is a plain backward pass: its weight is 1, and
+        there is no K to tell a norm from.
 
         Without ``losses``, surgery on the gradients that the heads left at the features of ``detach`` (form B), followed by one
         backward pass through the trunk; or on those that ``collect`` gathered.
@@ -115,7 +116,7 @@ class ParameterSpace(Surgery):
 
         Gradient accumulation with the surgery of one large batch, which the sum of surgeries is not: ``collect`` every micro-batch
         but the last, and ``backward`` the last, or ``backward()`` after all. Nothing is in ``.grad`` before. The T gradients stay
-        in memory in between; ``reset`` drops them. A micro-batch may have the losses of one task alone.
+        in memory in between, but not in ``state_dict()``; ``reset`` drops them. A micro-batch may have one task's losses alone.
 
         Args, Raises: as for ``backward``.
         """
@@ -138,8 +139,9 @@ class ParameterSpace(Surgery):
         """The sum of the losses, whose ``.backward()`` is ``backward(losses, ...)``: for whoever calls that himself.
 
         A factor by which it is multiplied on the way, such as a loss scale or one over the number of micro-batches, multiplies the
-        gradients and decides nothing. It can be propagated once, unless ``retain_graph`` is given here; ``inputs=`` of an outer
-        backward pass finds no parameters behind it.
+        gradients and decides nothing: multiply it by a gradient scaler's scale, not the losses. It can be propagated once, unless
+        ``retain_graph`` is given here; ``inputs=`` of an outer backward pass, or ``torch.autograd.grad``, finds no parameters
+        behind it. What ``collect`` gathered before is added, as by ``backward``.
 
         Args, Raises: as for ``backward``.
 
@@ -155,7 +157,14 @@ class ParameterSpace(Surgery):
             batch = self._batch(losses, shared, inputs, None)
             self._check_one_pass(on, memory, passes)
 
+        used: list[Tensor] = []
+
         def run(scale: Tensor) -> None:
+            if used and not retain_graph:
+                raise RuntimeError(
+                    "total: expected one backward pass, found another. For several pass retain_graph=True to total()."
+                )
+            used.append(scale)
             batch.scale = scale.to(torch.float64)
             with self._losses_forgotten(), torch.enable_grad():
                 self._backward(batch, retain_graph, accumulate, on, memory, passes)
@@ -231,7 +240,7 @@ class ParameterSpace(Surgery):
         if self._collected is None:
             raise RuntimeError(
                 "backward: no detached features are waiting, and no collected gradients. Call detach() before the heads and "
-                "backward() once after them, or give the losses."
+                "backward() once after them, or give the losses; what total() returned has a backward() of its own."
             )
         device = next(iter(self._collected.losses.values())).device
         with self._losses_forgotten():
@@ -244,6 +253,8 @@ class ParameterSpace(Surgery):
         names = [name for name in self._names.known if name in collected.tasks]
         check_shared(shared, collected.shared, len(names))
         operate = shared if len(names) > 1 else []
+        if len(names) == 1:
+            self._plain_step(names[0], next(iter(collected.leaves.values())).device)
         self._check_names(operate)
         columns = [Column.of(p.tensor, collected.rows[id(p.tensor)], names) for p in operate]
         held = [p.tensor.grad for p in operate]

@@ -174,6 +174,14 @@ class Surgery(MethodMemory):
             self._step = count
             raise
 
+    def _plain_step(self, name: str, device: torch.device) -> None:
+        """Records a step with one task, which takes its gradient as it is; no K is computed."""
+        weights = torch.zeros(len(self._names), dtype=torch.float64, device=device)
+        weights[self._names.index(name)] = 1.0
+        present = tuple(task == name for task in self._names.known)
+        self._history.append(Statistics(self._step, tuple(self._names.known), present, None, weights))
+        self._step += 1
+
     def _of(self, solution: Solution, names: Sequence[str]) -> Tensor:
         assert solution.weights is not None
         if list(names) == self._names.known:

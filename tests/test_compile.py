@@ -457,6 +457,47 @@ def test_a_trunk_that_keeps_its_buffers(backend: str) -> None:
             assert_same(model, twin)
 
 
+class Whole(nn.Module):
+    """Trunk and heads in one function, as most models are compiled."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.trunk, self.heads = model.trunk, model.heads
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        z = self.trunk(x)
+        return {task: self.heads[task](z) for task in TASKS}
+
+
+def test_a_whole_model_needs_to_be_told_its_trunk() -> None:
+    """torch reports of every output of a compiled function that it depends on all parameters."""
+    model = Model(order="ascending")
+    twin = copy.deepcopy(model)
+    with several_passes():
+        compiled = torch.compile(Whole(model), backend="aot_eager", fullgraph=True)
+        with pytest.raises(ValueError, match="shared: expected the parameters that the tasks share, found None: one compiled"):
+            model.surgery.backward(losses(compiled(batch(0))))
+        assert all(p.grad is None for p in model.parameters())
+        for k in range(3):
+            model.zero_grad()
+            twin.zero_grad()
+            model.surgery.backward(losses(compiled(batch(k))), shared=model.trunk)
+            by_losses(twin, twin.trunk, dict(twin.heads.items()), batch(k))
+            assert_same(model, twin)
+    assert any(s.conflicts for s in model.surgery.history)
+
+
+def test_a_compiled_trunk_alone_is_found() -> None:
+    model = Model(order="ascending")
+    twin = copy.deepcopy(model)
+    with several_passes():
+        trunk, heads = parts(model, "aot_eager")
+        z = trunk(batch(0))
+        model.surgery.backward(losses({task: heads[task](z) for task in TASKS}))
+        by_losses(twin, twin.trunk, dict(twin.heads.items()), batch(0))
+    assert_same(model, twin)
+
+
 def test_a_trunk_that_gives_its_buffers_away() -> None:
     """Nothing is written when a graph that was compiled for one backward pass is to be propagated several times."""
     model = Model()

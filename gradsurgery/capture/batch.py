@@ -32,8 +32,18 @@ class Batch:
     scale: Tensor | None = None
 
     def graph(self) -> Graph:
-        """The autograd graph below the losses."""
-        return Graph([edges_of(losses) for losses in self.losses], self.wanted)
+        """The autograd graph below the losses.
+
+        Raises:
+            ValueError: which parameters the tasks share cannot be seen, and was not told.
+        """
+        graph = Graph([edges_of(losses) for losses in self.losses], self.wanted)
+        if graph.fused and self.shared is None:
+            raise ValueError(
+                "shared: expected the parameters that the tasks share, found None: one compiled function has several tasks' "
+                "outputs, and torch reports that each depends on all of its parameters, the heads' included. Pass the trunk."
+            )
+        return graph
 
     def flows(self) -> list[Flow]:
         """The gradient of the scaled losses at each loss. [T]"""

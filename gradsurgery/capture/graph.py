@@ -56,6 +56,8 @@ class Graph:
         reach: the tasks that reach a leaf as bits, by the leaf's id; in the order of the graph.
         leaves: the leaves by id.
         compiled: whether a part that several tasks reach was compiled by torch.compile.
+        fused: whether the tasks come from different outputs of such a part, which then may hold their heads, too: torch reports of
+            all its parameters that every task reaches them.
 
     Raises:
         RuntimeError: a re-entrant checkpoint, whose inner parameters are not to be seen from outside; a part that torch.compile
@@ -91,11 +93,23 @@ class Graph:
         self.compiled = any(bits[node].bit_count() > 1 and is_compiled(node) for node in inner)
         if self.compiled:
             check_several_passes()
+        self.fused = self.compiled and self._differently_entered(roots, bits)
         private = [node for node in inner if bits[node].bit_count() == 1]
         common = [node for node in inner if bits[node].bit_count() > 1]
         self._order = [*private, *common]
         self._private = len(private)
         self._root_nodes = {node for edges in roots for node, _ in edges}
+
+    def _differently_entered(self, roots: Sequence[Sequence[Edge]], bits: dict[Any, int]) -> bool:
+        """Whether some compiled part is reached by one task at another of its outputs than by another task."""
+        entered: dict[Edge, int] = {}
+        for t, edges in enumerate(roots):
+            for edge in edges:
+                entered[edge] = entered.get(edge, 0) | 1 << t
+        for node, inputs in self._below.items():
+            for edge in inputs:
+                entered[edge] = entered.get(edge, 0) | bits[node]
+        return any(node in self._below and is_compiled(node) and tasks != bits[node] for (node, _), tasks in entered.items())
 
     def regions(self, cuts: Sequence[int]) -> list[Region]:
         """The graph, cut after the nodes at these places (of ``narrow``, ascending)."""

@@ -28,9 +28,9 @@ def task_losses(losses: TaskLosses) -> list[list[Tensor]]:
         ValueError: no task, no loss at all, one without grad, or the same one twice.
     """
     if isinstance(losses, (str, Tensor)) or not isinstance(losses, (Mapping, Sequence)):
+        hint = "list(losses)" if getattr(losses, "ndim", 0) == 1 else "the tasks' losses, not their sum"
         raise TypeError(
-            f"losses: expected a dict by task or a sequence with one loss a task, found {type(losses).__name__}. Pass the tasks' "
-            "losses, not their sum."
+            f"losses: expected a dict by task or a sequence with one loss a task, found {type(losses).__name__}. Pass {hint}."
         )
     pairs = list(losses.items()) if isinstance(losses, Mapping) else list(enumerate(losses))
     found = [_of_one_task(loss, f"losses[{name!r}]") for name, loss in pairs]
@@ -144,8 +144,8 @@ def check_shared(found: Sequence[object], given: Sequence[Parameter] | None, tas
             "detached, or are they another model's?"
         )
     raise ValueError(
-        "shared: expected parameters that two or more of the tasks reach, found none. If the tasks share nothing, call backward() "
-        "on each loss, or pass shared=[]."
+        "shared: expected parameters that two or more of the tasks reach, found none. Was the trunk's output detached, or computed "
+        "under no_grad, is the trunk frozen, or left out by inputs=? If the tasks share nothing, pass shared=[]."
     )
 
 

@@ -68,8 +68,9 @@ class Statistics:
         gram = self._host[0]
         if gram is None:
             raise RuntimeError(
-                "statistics: the method treats every coordinate by itself and computed no K. Ask for it with "
-                "GradientAggregator(..., diagnostics=True), at the cost of a second read of the gradients."
+                "statistics: no K was computed in this step: the method treats every coordinate by itself (ask for K with "
+                "GradientAggregator(..., diagnostics=True), at the cost of a second read of the gradients), or weights of an "
+                "earlier step served again (every=), or one task was there alone. Measure .grad in such a step."
             )
         return gram
 

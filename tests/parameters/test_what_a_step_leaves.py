@@ -203,3 +203,41 @@ def test_total_checks_what_it_is_given_at_once() -> None:
         gs.GradientAggregator("cagrad").total(losses(trunk, heads), retain_graph=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="memory: expected a method whose weights K alone decides"):
         gs.GradientAggregator("median").total(losses(trunk, heads), memory="low")
+
+
+def test_statistics_of_a_step_with_one_task_are_its_own() -> None:
+    trunk, heads = network()
+    surgery = gs.GradientAggregator("cagrad", tasks=("a", "b", "c"))
+    surgery.backward(losses(trunk, heads))
+    surgery.backward({"b": losses(trunk, heads)["b"]})
+    assert surgery.weights is not None
+    assert surgery.weights.tolist() == [0.0, 1.0, 0.0]
+    stats = surgery.statistics()
+    assert (stats.step, stats.present) == (1, (False, True, False))
+    with pytest.raises(RuntimeError, match=r"no K was computed in this step: .*one task was there alone"):
+        _ = stats.norm
+    surgery.backward(losses(trunk, heads))
+    assert surgery.statistics().norm > 0
+
+
+def test_a_total_is_propagated_once_unless_it_was_told() -> None:
+    trunk, heads = network()
+    surgery = gs.GradientAggregator("cagrad", tasks=("a", "b", "c"))
+    total = surgery.total(losses(trunk, heads))
+    total.backward(retain_graph=True)
+    once = grads(trunk)
+    with pytest.raises(RuntimeError, match="total: expected one backward pass, found another"):
+        total.backward()
+    assert all(torch.equal(g, once[name]) for name, g in grads(trunk).items())
+    total = surgery.total(losses(trunk, heads), retain_graph=True, accumulate=False)
+    for _ in range(2):
+        total.backward(retain_graph=True)
+        assert all(torch.equal(g, once[name]) for name, g in grads(trunk).items())
+
+
+def test_what_total_gathers_is_not_waiting_for_backward() -> None:
+    trunk, heads = network()
+    surgery = gs.GradientAggregator("cagrad", tasks=("a", "b", "c"))
+    surgery.total(losses(trunk, heads))
+    with pytest.raises(RuntimeError, match=r"what total\(\) returned has a backward\(\) of its own"):
+        surgery.backward()
