@@ -193,7 +193,7 @@ def test_in_an_aggregator(name: str, diagnostics: bool) -> None:
     else:
         assert statistics.scalars() == {}
         for read in (lambda: statistics.gram, lambda: statistics.norms, lambda: statistics.conflicts):
-            with pytest.raises(RuntimeError, match=r"computed no K.*diagnostics=True"):
+            with pytest.raises(RuntimeError, match=r"no K was computed.*diagnostics=True"):
                 read()
 
 
