@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +19,6 @@ from step import Batch
 from timing import Call, Effort, Times, interleave
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from workers import workers
 
 import gradsurgery as gs
 from gradsurgery.ops.reference import random_order
@@ -270,9 +268,6 @@ def parameter_rows(
 ) -> list[Row]:
     """One row for each T and contender, with its error against the oracle; the times of a T come from the same rounds.
 
-    Each contender is timed in a process of its own, as a training run is: where all share one, the largest of them keeps memory
-    from going back to the system, and those that ask for much each step pay nothing for it.
-
     Raises:
         AssertionError: a contender's gradient is wrong.
     """
@@ -284,24 +279,11 @@ def parameter_rows(
             oracle = Oracle(experiment)
             errors = {name: check(name, CONTENDERS[name], call, experiment, oracle) for name, call in calls.items()}
         point = {"kind": "parameter step", **experiment.point, "conflicts": oracle.conflicts}
-        del oracle, experiment, calls  # several times the model
-        with workers({name: partial(_alone, name, device, batch, T, build) for name in entered(T)}) as asking:
-            times = interleave(asking, effort, torch.device("cpu"))  # each waits for its device itself
+        del oracle  # several times the model
+        times = interleave(calls, effort, device)
         rows += [{**point, "form": name, **asdict(_step(name, t)), "error": errors[name]} for name, t in times.items()]
         say(f"T={T}: " + ", ".join(f"{row['form']} {row['p50'] * 1e3:.0f} ms" for row in rows if row["tasks"] == T))
     return rows
-
-
-def _alone(name: str, device: torch.device, batch: Batch, tasks: int, build: Callable[[], nn.Sequential]) -> Call:
-    """A contender's call in a process of its own."""
-    call = CONTENDERS[name].call(Experiment(device, batch, tasks, build))
-
-    def run() -> None:
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run
 
 
 def _step(name: str, call: Times) -> Times:

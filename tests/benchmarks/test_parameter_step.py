@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -81,16 +80,8 @@ def test_a_model_without_conflict_is_refused() -> None:
         Oracle(experiment)
 
 
-def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    import parameter_step
-
+def test_rows() -> None:
     pytest.importorskip("torchjd")
-
-    @contextmanager
-    def in_this_process(prepare: dict[str, Callable[[], Callable[[], object]]]) -> Iterator[dict[str, Callable[[], object]]]:
-        yield {name: make() for name, make in prepare.items()}
-
-    monkeypatch.setattr(parameter_step, "workers", in_this_process)
     rows = parameter_rows([1, 2], Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2)), CPU, TINY, small_trunk)
     assert [(r["tasks"], r["form"]) for r in rows] == [(T, form) for T in (1, 2) for form in entered(T)]
     for row in rows:
@@ -107,7 +98,6 @@ def test_times_are_a_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
     pytest.importorskip("torchjd")
     monkeypatch.setattr(parameter_step, "interleave", interleave)
-    monkeypatch.setattr(parameter_step, "workers", nullcontext)
     rows = {r["form"]: r for r in parameter_rows([2], Effort(0.0, 0.0, (1, 1)), CPU, TINY, small_trunk)}
     assert (rows["full"]["p50"], rows["every"]["p50"], rows["every"]["samples"]) == (2.0, 0.2, 4)
 
