@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.util
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config as functorch
+import torch.compiler.config as compiler
 from torch import nn
 
 import gradsurgery as gs
@@ -41,6 +44,14 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def settings_of_the_compiler() -> Iterator[None]:
+    """A snippet sets them."""
+    with functorch.patch(donated_buffer=functorch.donated_buffer), compiler.patch(cache_key_tag=compiler.cache_key_tag):
+        yield
+
+
+@pytest.mark.usefixtures("settings_of_the_compiler")
 def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # a trainer there writes a run folder
     assert len(SNIPPETS) >= 7
