@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.capture.batch import Batch, Collected, ratio, reaching, safe
+from gradsurgery.capture.called import Called
 from gradsurgery.capture.column import Column, entries
 from gradsurgery.capture.gradients import TaskGradients
 from gradsurgery.capture.graph import Graph
@@ -166,11 +167,11 @@ class ParameterSpace(Surgery):
                 )
             used.append(scale)
             batch.scale = scale.to(torch.float64)
-            with self._losses_forgotten(), torch.enable_grad():
+            with self._losses_forgotten():
                 self._backward(batch, retain_graph, accumulate, on, memory, passes)
 
         value = torch.stack(list(batch.values.values())).sum()
-        return _Total.apply(torch.zeros((), requires_grad=True, device=value.device), value, run)  # type: ignore[no-any-return]
+        return Called.apply(torch.zeros((), requires_grad=True, device=value.device), value, run)  # type: ignore[no-any-return]
 
     # --- what goes in -------------------------------------------------------------------------------------------------------
 
@@ -384,18 +385,3 @@ def scale_of(scaler: Any, device: torch.device) -> Tensor:
         raise TypeError(f"scaler: expected a torch.amp.GradScaler, found {type(scaler).__name__}.")
     scale: Tensor = scaler.scale(torch.ones((), device=device))
     return scale.to(torch.float64)
-
-
-class _Total(torch.autograd.Function):
-    """The sum of the losses, whose backward pass is surgery; the losses' graphs hang on ``run`` rather than on this node."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, value: Tensor, run: Callable[[Tensor], None]) -> Tensor:
-        ctx.run = run
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[None, None, None]:
-        ctx.run(scale)
-        return None, None, None

@@ -34,8 +34,7 @@ class Spare:
         while count > 0 and any(self._held.values()):
             for held in self._held.values():
                 if held:
-                    gradient = held.pop()
-                    count -= gradient.numel() * gradient.element_size()
+                    count -= held.pop().nbytes
 
     def before_pass(self, leaves: Sequence[Tensor], left: int) -> None:
         """Lets go of the gradients that a task's pass needs the memory of.

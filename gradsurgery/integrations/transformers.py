@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from gradsurgery.aggregator import GradientAggregator
+from gradsurgery.capture.called import Called
 from gradsurgery.capture.losses import scalar_loss
 
 from .accelerate import check_one_process, collect_or_finish
@@ -111,7 +111,7 @@ class SurgeryTrainerMixin(_Trainer):  # type: ignore[misc]
                     factor = factor / scaler.scale(torch.ones_like(factor))
                 collect_or_finish(self.accelerator, self.surgery, losses, factor, self.shared)
 
-            total = _Sum.apply(torch.ones_like(total, requires_grad=True), total, backward)
+            total = Called.apply(torch.ones_like(total, requires_grad=True), total, backward)
         return (total, outputs) if return_outputs else total
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -136,23 +136,6 @@ class SurgeryTrainerMixin(_Trainer):  # type: ignore[misc]
                 UserWarning,
                 stacklevel=2,
             )
-
-
-class _Sum(torch.autograd.Function):
-    """A number whose backward is a call: of what multiplied it on the way to ``backward()``."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, total: Tensor, call: Callable[[Tensor], None]) -> Tensor:
-        ctx.call = call
-        return total.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[None, None, None]:
-        call, ctx.call = ctx.call, None  # lets go of the losses' graphs
-        with torch.enable_grad():
-            call(factor)
-        return None, None, None
 
 
 def _sum(losses: Any) -> Tensor:
