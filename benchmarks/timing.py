@@ -66,10 +66,11 @@ def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device) 
         lead = r % len(names)
         for name in names[lead:] + names[:lead]:
             taken[name].append(sample(calls[name], repeats[name]))
-    return {name: _percentiles(values) for name, values in taken.items()}
+    return {name: percentiles(values) for name, values in taken.items()}
 
 
-def _percentiles(values: list[float]) -> Times:
+def percentiles(values: list[float]) -> Times:
+    """Of samples, in seconds."""
     quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
     p20, p50, p80 = quantiles.tolist()
     return Times(p20, p50, p80, len(values))
