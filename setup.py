@@ -224,6 +224,8 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
                     "gradsurgery._cuda",
                     [
                         "csrc/register_cuda.cpp",
+                        "csrc/common/cuda_table_cache.cu",
+                        "csrc/common/cuda_upload.cu",
                         "csrc/gram/gram_cuda.cu",
                         "csrc/weights/pcgrad_cuda.cu",
                         "csrc/weights/solve_cuda.cu",

@@ -7,6 +7,7 @@
 #include "combine/coordinatewise_cuda.h"
 #include "combine/rule_tensors.h"
 #include "common/cuda_table.h"
+#include "common/cuda_table_on_device.h"
 #include "common/cuda_tensors.h"
 #include "gram/gram_cuda.h"
 #include "weights/pcgrad_cuda.h"
@@ -41,29 +42,21 @@ int64_t* int64_data(const Tensor& tensor, int64_t numel, const DeviceScope& scop
 struct Prepared {
   DenseRows dense;
   RowTable table;
-  std::optional<Tensor> table_memory;
+  TableOnDevice on_device;
 
   Prepared(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out, bool accumulate,
            const std::vector<int64_t>& groups, int64_t group_count, const DeviceScope& scope)
       : dense(rows_of(checked(grads, out, scope), tasks, stacked, out, groups, group_count), scope, accumulate),
-        table(dense.rows()) {
-    place(scope);
-  }
+        table(dense.rows()),
+        on_device(table, scope) {}
 
   Prepared(const Rule& rule, const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>& out, bool accumulate,
            const DeviceScope& scope)
       : dense(rows_for(rule, checked(grads, &out, scope), tasks, stacked, out), scope, accumulate),
-        table(dense.rows(), table_extras(dense.rows(), rule)) {
-    place(scope);
-  }
+        table(dense.rows(), table_extras(dense.rows(), rule)),
+        on_device(table, scope) {}
 
  private:
-  void place(const DeviceScope& scope) {
-    if (table.device_bytes() == 0) return;
-    table_memory = scope.empty({table.device_bytes() / 8}, ScalarType::Long);
-    table.place(table_memory->mutable_data_ptr());
-  }
-
   static const Gradients& checked(const Gradients& grads, const std::vector<Tensor>* out, const DeviceScope& scope) {
     for (const std::optional<Tensor>& g : grads)
       if (g) scope.check_here(*g, "every gradient");
@@ -122,7 +115,7 @@ struct PreparedBuffers {
   DenseRows grads, buffers;
   Rows kept;  // the buffers' rows [P, T]
   RowTable table;
-  std::optional<Tensor> table_memory;
+  TableOnDevice on_device;
   BufferedCuda call;
 
   PreparedBuffers(const std::vector<Tensor>& tensors, const Gradients& gradients, int64_t tasks, bool stacked,
@@ -131,20 +124,14 @@ struct PreparedBuffers {
         grads(rows.grads, scope, false),
         buffers(as_outputs(rows.buffers), scope, true),
         kept(as_rows(rows.buffers, buffers.rows())),
-        table(grads.rows(), kept) {
+        table(grads.rows(), kept),
+        on_device(table, scope) {
     call.tasks = int(tasks);
     if (valid) {
       scope.check_here(*valid, "valid");
       STD_TORCH_CHECK(valid->scalar_type() == ScalarType::Bool && valid->numel() == 1, "gradsurgery: valid must be one bool");
       call.valid = static_cast<const bool*>(valid->const_data_ptr());
     }
-    place(table, table_memory, scope);
-  }
-
-  static void place(RowTable& table, std::optional<Tensor>& memory, const DeviceScope& scope) {
-    if (table.device_bytes() == 0) return;
-    memory = scope.empty({table.device_bytes() / 8}, ScalarType::Long);
-    table.place(memory->mutable_data_ptr());
   }
 
  private:
@@ -305,8 +292,7 @@ Tensor ema_gram_(std::vector<Tensor> buffers, Gradients grads, int64_t tasks, bo
     int32_t* const told = static_cast<int32_t*>(broken.mutable_data_ptr());
     ema_rows_cuda(prepared.table, prepared.call, scale, step, told, scope.stream());
     scope.check_launch();
-    std::optional<Tensor> kept_memory;
-    PreparedBuffers::place(kept, kept_memory, scope);
+    const TableOnDevice kept_on_device(kept, scope);
     gram_partials_cuda(kept, sums, scope.stream());
     scope.check_launch();
     gram_finish_cuda(kept, sums, K, scope.stream());

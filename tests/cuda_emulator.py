@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -162,7 +163,9 @@ class Emulator:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         self.library = ctypes.CDLL(str(path))
         self.operators = torch.ops.gradsurgery_emulated
-        self.library.gs_error.restype = ctypes.c_char_p
+        self.library.gs_error.restype = self.library.gs_launches.restype = ctypes.c_char_p
+        self.library.gs_hold.restype = ctypes.c_void_p
+        self.library.gs_ring_words.restype = ctypes.c_int64
         self.library.gs_pcgrad_memory.restype = ctypes.c_int64
 
     def call(self, name: str, *arguments: object) -> None:
@@ -179,6 +182,36 @@ class Emulator:
         finally:
             self.library.gs_schedule(0)
             self.library.gs_remove_barrier(b"")
+
+    @contextmanager
+    def launches(self) -> Iterator[Counter[str]]:
+        """How many kernels each host function launches within; known afterwards."""
+        result: Counter[str] = Counter()
+        self.library.gs_forget_launches()
+        yield result
+        for line in self.library.gs_launches().decode().splitlines():
+            function, count = line.split()
+            result[function] = int(count)
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """As if all streams were being captured into a CUDA graph."""
+        self.library.gs_capturing(1)
+        try:
+            yield
+        finally:
+            self.library.gs_capturing(0)
+
+    @contextmanager
+    def held(self, words: npt.NDArray[np.int64], stream: int = 0, device: int = 0) -> Iterator[npt.NDArray[np.int64] | None]:
+        """The memory of the cache that holds ``words``, in use; None where the cache does not take them."""
+        memory = ctypes.c_void_p()
+        count, at = ctypes.c_int64(len(words)), ctypes.c_int64(stream)
+        handle = ctypes.c_void_p(self.library.gs_hold(device, at, _pointer(words), count, ctypes.byref(memory)))
+        try:
+            yield np.ctypeslib.as_array((ctypes.c_int64 * len(words)).from_address(memory.value)) if memory.value else None
+        finally:
+            self.library.gs_release(handle)
 
     def gram(self, pieces: Sequence[Sequence[Row]], sizes: Sequence[int] | None = None) -> Float64:
         """K [T, T]; or [G, T, T], where ``sizes`` [G] of the pieces after each other are a group."""

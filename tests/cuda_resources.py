@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ARCHITECTURES = (80, 90, 100)
 NO_IMPLICIT = ("HALF_OPERATORS", "HALF_CONVERSIONS", "BFLOAT16_CONVERSIONS", "HALF2_OPERATORS")  # as torch's build has it
 FILES = (
+    "common/cuda_upload.cu",
     "gram/gram_cuda.cu",
     "weights/pcgrad_cuda.cu",
     "weights/solve_cuda.cu",

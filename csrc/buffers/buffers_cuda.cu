@@ -1,4 +1,3 @@
-#include "../common/cuda_upload.cuh"
 #include "buffers_cuda.cuh"
 
 namespace gradsurgery {
@@ -17,19 +16,17 @@ constexpr SmallAverage small_average_float64(int tasks) {
 
 }  // namespace
 
-void ema_gram_cuda(RowTable& table, const BufferedCuda& call, const double* scales, const double* rate, double* partial,
+void ema_gram_cuda(const RowTable& table, const BufferedCuda& call, const double* scales, const double* rate, double* partial,
                    void* stream) {
-  upload(table, stream);
   const SmallAverage kernel = table.rows_float64() ? small_average_float64(call.tasks) : kSmallAverages[call.tasks - 1];
   GS_LAUNCH(kernel, gram_launch(call.tasks, table.chunks(), 1).blocks, kBufferThreads, 0, stream, table.parameter(), call, scales,
             rate, partial);
 }
 
-void ema_rows_cuda(RowTable& table, const BufferedCuda& call, const double* scales, const double* rate, int32_t* broken,
+void ema_rows_cuda(const RowTable& table, const BufferedCuda& call, const double* scales, const double* rate, int32_t* broken,
                    void* stream) {
   GS_LAUNCH(clear_broken, 1, kBufferThreads, 0, stream, call.tasks, broken);
   if (table.chunks() == 0) return;
-  upload(table, stream);
   const auto kernel = table.rows_float64() ? ema_rows<double> : ema_rows<float>;
   GS_LAUNCH(kernel, unsigned(risk_blocks(call.tasks, table.chunks()) * call.tasks), kBufferThreads, 0, stream, table.parameter(),
             call, scales, rate, broken);
@@ -39,8 +36,7 @@ void refuse_cuda(const BufferedCuda& call, const int32_t* broken, double* gram, 
   GS_LAUNCH(refuse, 1, kBufferThreads, 0, stream, call, broken, gram);
 }
 
-void excess_risk_cuda(RowTable& table, const BufferedCuda& call, double* partial, double* risk, void* stream) {
-  upload(table, stream);
+void excess_risk_cuda(const RowTable& table, const BufferedCuda& call, double* partial, double* risk, void* stream) {
   const int blocks = risk_blocks(call.tasks, table.chunks());
   const auto kernel = table.rows_float64() ? excess_risk<double> : excess_risk<float>;
   GS_LAUNCH(kernel, unsigned(blocks * call.tasks), kBufferThreads, 0, stream, table.parameter(), call, partial);

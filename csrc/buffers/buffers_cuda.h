@@ -20,12 +20,12 @@ struct BufferedCuda {
 // y <- y + rate (scale g - y) for up to kSmallTasks tasks and at least one chunk, and in the same pass the sums behind K = Y Y^T
 // of the new y, for gram_finish_cuda. In float32, float64 as soon as one tensor is float64. A coordinate whose new value is not
 // finite keeps its old one and makes its task's sums NaN. partial: [pairs, gram_launch(tasks, chunks, 1).blocks]
-void ema_gram_cuda(RowTable& table, const BufferedCuda& call, const double* scales /* [T] */, const double* rate, double* partial,
-                   void* stream);
+void ema_gram_cuda(const RowTable& table, const BufferedCuda& call, const double* scales /* [T] */, const double* rate,
+                   double* partial, void* stream);
 
 // The update alone, for more tasks; K is then read from the buffers. `broken` tells the tasks that met a value that is not
 // finite.
-void ema_rows_cuda(RowTable& table, const BufferedCuda& call, const double* scales /* [T] */, const double* rate,
+void ema_rows_cuda(const RowTable& table, const BufferedCuda& call, const double* scales /* [T] */, const double* rate,
                    int32_t* broken /* [T] */, void* stream);
 void refuse_cuda(const BufferedCuda& call, const int32_t* broken, double* gram /* [T, T] */, void* stream);
 
@@ -33,7 +33,7 @@ void refuse_cuda(const BufferedCuda& call, const int32_t* broken, double* gram /
 constexpr int risk_blocks(int tasks, int chunks) { return std::max(1, std::min(chunks, 2048 / std::min(tasks, 2048))); }
 
 // r <- sqrt(r^2 + g^2), and e = sum g^2 / r, with the same rules.
-void excess_risk_cuda(RowTable& table, const BufferedCuda& call, double* partial /* [T, risk_blocks] */, double* risk /* [T] */,
-                      void* stream);
+void excess_risk_cuda(const RowTable& table, const BufferedCuda& call, double* partial /* [T, risk_blocks] */,
+                      double* risk /* [T] */, void* stream);
 
 }  // namespace gradsurgery

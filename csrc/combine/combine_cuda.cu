@@ -1,4 +1,3 @@
-#include "../common/cuda_upload.cuh"
 #include "combine_cuda.cuh"
 
 namespace gradsurgery {
@@ -20,9 +19,8 @@ constexpr Kernel float64_kernel(int tasks) {
 
 }  // namespace
 
-void combine_cuda(RowTable& table, const double* weights, bool accumulate, void* stream) {
+void combine_cuda(const RowTable& table, const double* weights, bool accumulate, void* stream) {
   if (table.chunks() == 0) return;
-  upload(table, stream);
   const Kernel kernel = table.any_float64() ? float64_kernel(table.tasks()) : kFloat[std::min(table.tasks(), 9) - 1];
   GS_LAUNCH(kernel, combine_blocks(table.chunks()), kCombineThreads, 0, stream, table.parameter(), weights, accumulate);
 }

@@ -57,7 +57,7 @@ __device__ __forceinline__ void combine_groups(const Table& table, const Chunk& 
   constexpr int kUnroll = Rows <= 2 ? 4 : Rows <= 4 ? 2 : 1;  // about eight loads in flight
   const PieceEntry& entry = piece_entries(table)[chunk.piece];
   const Scalar out_scalar = entry.out_scalar;
-  char* const out = entry.out;
+  char* const out = output_pointer(table, chunk.piece);
   const WeightedRows<Rows, Run> first_rows(table, chunk, kBytes, weights, 0);
   for (int first = int(threadIdx.x); first < count; first += kUnroll * kCombineThreads) {
     Run sums[kUnroll][Width] = {};

@@ -1,4 +1,3 @@
-#include "../common/cuda_upload.cuh"
 #include "coordinatewise_cuda.cuh"
 
 namespace gradsurgery {
@@ -41,11 +40,11 @@ MiddleKernel middle_kernel(int tasks, bool float64) {
 
 }  // namespace
 
-void coordinatewise_cuda(RowTable& table, const Rule& rule, const double* uniform, int64_t* key, bool accumulate, void* stream) {
+void coordinatewise_cuda(const RowTable& table, const Rule& rule, const double* uniform, int64_t* key, bool accumulate,
+                         void* stream) {
   const int tasks = table.tasks(), blocks = table.chunks();
   const bool float64 = table.any_float64();
   if (blocks > 0) {
-    upload(table, stream);
     switch (rule.kind) {
       case RuleKind::graddrop: {
         const bool leaks = !rule.leak.empty();

@@ -65,7 +65,7 @@ template <class Run, class Rule>
 __device__ __forceinline__ void apply_rule(const Table& table, const Chunk& chunk, const Rule& rule, bool accumulate) {
   const PieceEntry& entry = piece_entries(table)[chunk.piece];
   const Scalar out_scalar = entry.out_scalar;
-  char* const out = entry.out;
+  char* const out = output_pointer(table, chunk.piece);
   with_element<Run>(entry.scalar, [&](auto tag) {
     using Element = typename decltype(tag)::type;
     constexpr int kWidth = Rule::template kWidth<Element>;
@@ -169,7 +169,7 @@ __global__ void __launch_bounds__(kCoordinatewiseThreads, More && Leak && sizeof
     graddrop_chunks(const __grid_constant__ Table table, const double* uniform /* [N] or null */, const int64_t* key /* [2] */,
                     bool accumulate) {
   const Chunk chunk = find_chunk(table, int(blockIdx.x));
-  const int64_t* const begins = table_words(table) + extra_words(table);
+  const int64_t* const begins = extra_words(table);
   const GradDropRule<Run, Rows, More, Leak> rule{table,
                                                  chunk.piece,
                                                  uniform,

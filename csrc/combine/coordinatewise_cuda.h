@@ -1,6 +1,8 @@
 // out = f(g_1, .., g_T) coordinate by coordinate on a CUDA device.
 #pragma once
 
+#include <cstring>
+
 #include "../common/cuda_table.h"
 #include "coordinatewise.h"
 
@@ -23,6 +25,7 @@ inline std::vector<int64_t> table_extras(const Rows& rows, const Rule& rule) {
 
 // As coordinatewise_cpu, with sums and comparisons in float32 (float64 as soon as one tensor of the call is float64); which sign
 // graddrop keeps is decided in float64. `uniform` and `key` lie on the device; `stream` is a cudaStream_t.
-void coordinatewise_cuda(RowTable& table, const Rule& rule, const double* uniform, int64_t* key, bool accumulate, void* stream);
+void coordinatewise_cuda(const RowTable& table, const Rule& rule, const double* uniform, int64_t* key, bool accumulate,
+                         void* stream);
 
 }  // namespace gradsurgery

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
+#include <new>
 #include <vector>
 
 #include "macros.h"
@@ -12,32 +12,36 @@
 
 namespace gradsurgery {
 
+// Where nothing is written, out_scalar and out_head are as for an output of the rows' type and alignment: then the passes of a
+// step over the same rows, with and without outputs, have the same entries, and share them in device memory.
 struct PieceEntry {
   int64_t numel;
-  char* out;            // null where nothing is written
   int32_t first_chunk;  // the pieces' chunks are numbered through
   Scalar scalar;        // of all rows of this piece
   Scalar out_scalar;
   int8_t head;      // coordinates before the first that lies on a 16-byte border in every row; kNoBorder where there is none
   int8_t out_head;  // likewise, of the output, too: the bits of K do not depend on where that lies
 };
+static_assert(sizeof(PieceEntry) == 16, "whole words, without padding that could differ between equal tables");
 
 constexpr int8_t kNoBorder = -1;
 constexpr int kSmallTasks = 8;  // up to here one thread accumulates all pairs, above it a warp a tile of them
 constexpr int kMinChunk = 2048, kMaxChunk = 32768, kMaxTiledChunk = 8192;
 constexpr int kTableWords = 480;  // 3840 bytes; a launch takes at most 4 KB of parameters on every CUDA version
 
-// A kernel parameter. Small tables ride in it; larger ones lie in device memory and are written there by launches that carry
-// them in their parameters, slice by slice (write_table). Parameters are copied when a launch is issued or captured: no
-// host buffer has to outlive the call or a CUDA graph, nothing is cached by address, and the host never waits.
+// A kernel parameter. Its words are in two parts: the rows, which are mostly those of the call before, and the outputs.
+// Small parts ride in the parameter itself; larger ones lie in device memory (TableOnDevice).
 struct Table {
-  const int64_t* device;  // null: the words are below
+  const int64_t* rows;     // null: in `words`, from the first on
+  const int64_t* outputs;  // null: in `words`, from outputs_at on
   int32_t tasks;
   int32_t pieces;
   int32_t chunks;
   int32_t chunk_length;
   int32_t groups;
-  // PieceEntry [P], row pointers [P, T], with several groups their first chunks [G + 1], then what a stage wants besides.
+  int32_t outputs_at;
+  // Rows: their pointers [P, T], PieceEntry [P], with several groups their first chunks [G + 1].
+  // Outputs: their pointers [P], then what a stage wants besides; nothing where nothing is written.
   int64_t words[kTableWords];
 };
 
@@ -47,26 +51,31 @@ struct Chunk {
   int32_t piece;
 };
 
-GS_HOST_DEVICE const int64_t* table_words(const Table& table) { return table.device ? table.device : table.words; }
+GS_HOST_DEVICE const int64_t* row_words(const Table& table) { return table.rows ? table.rows : table.words; }
 
-GS_HOST_DEVICE const PieceEntry* piece_entries(const Table& table) {
-  return reinterpret_cast<const PieceEntry*>(table_words(table));
+GS_HOST_DEVICE const int64_t* output_words(const Table& table) {
+  return table.outputs ? table.outputs : table.words + table.outputs_at;
 }
 
 GS_HOST_DEVICE const char* row_pointer(const Table& table, int piece, int task) {
-  const auto rows = reinterpret_cast<const char* const*>(piece_entries(table) + table.pieces);
-  return rows[int64_t(piece) * table.tasks + task];
+  return reinterpret_cast<const char* const*>(row_words(table))[int64_t(piece) * table.tasks + task];
+}
+
+GS_HOST_DEVICE const PieceEntry* piece_entries(const Table& table) {
+  return reinterpret_cast<const PieceEntry*>(row_words(table) + int64_t(table.pieces) * table.tasks);
 }
 
 // The first chunk of each group, and the number of chunks: [G + 1], where there are several groups.
 GS_HOST_DEVICE const int64_t* group_chunks(const Table& table) {
-  return table_words(table) + table.pieces * (int64_t(sizeof(PieceEntry) / 8) + table.tasks);
+  return reinterpret_cast<const int64_t*>(piece_entries(table) + table.pieces);
 }
 
-// Where the words begin that a stage wants besides.
-GS_HOST_DEVICE int64_t extra_words(const Table& table) {
-  return int64_t(table.pieces) * (int64_t(sizeof(PieceEntry) / 8) + table.tasks) + (table.groups > 1 ? table.groups + 1 : 0);
+GS_HOST_DEVICE char* output_pointer(const Table& table, int piece) {
+  return reinterpret_cast<char* const*>(output_words(table))[piece];
 }
+
+// What a stage wants besides.
+GS_HOST_DEVICE const int64_t* extra_words(const Table& table) { return output_words(table) + table.pieces; }
 
 // The last of 0..count-1 whose value is at most x, where value(0) is and values do not fall.
 template <class Value>
@@ -121,126 +130,81 @@ inline int chunk_length(int64_t numel, int tasks) {
   return length;
 }
 
-inline bool has_border(uintptr_t address, int64_t head, int64_t bytes, int64_t width) {
-  return (address + head * bytes) % std::min<int64_t>(16, width * bytes) == 0;
+// Words in host memory, not owned.
+struct Words {
+  const int64_t* data = nullptr;
+  size_t count = 0;
+};
+
+// Rows of one type as they stand in a table; null ones are absent.
+struct RowWords {
+  const int64_t* first;
+  int count;
+  Scalar scalar;
+  int64_t some;  // one of those present, or null
+
+  // Whether, from coordinate `head` on, groups of `width` are aligned for accesses of up to 16 bytes in all rows.
+  bool aligned(int64_t head, int64_t width) const {
+    const int64_t border = std::min<int64_t>(16, width * size_of(scalar)) - 1;  // a power of two, less one
+    int64_t past = 0;
+    for (int t = 0; t < count; ++t)
+      if (first[t]) past |= first[t] + head * size_of(scalar);
+    return (past & border) == 0;
+  }
+};
+
+inline int8_t find_head(const RowWords& rows) {
+  if (!rows.some) return kNoBorder;
+  const int64_t head = (-rows.some & 15) / size_of(rows.scalar);
+  return rows.aligned(head, 16 / size_of(rows.scalar)) ? int8_t(head) : kNoBorder;
 }
 
-// The head of a piece with these present rows, and this output unless it is null.
-inline int8_t find_head(const std::vector<const char*>& rows, Scalar scalar, const char* out, Scalar out_scalar) {
-  if (rows.empty()) return out ? find_head({out}, out_scalar, nullptr, out_scalar) : kNoBorder;
-  const int64_t bytes = size_of(scalar), width = 16 / bytes;
-  const auto past = int64_t(reinterpret_cast<uintptr_t>(rows.front()) % 16);
-  const int64_t head = past == 0 ? 0 : (16 - past) / bytes;
-  for (const char* row : rows)
-    if (!has_border(reinterpret_cast<uintptr_t>(row), head, bytes, width)) return kNoBorder;
-  if (out && !has_border(reinterpret_cast<uintptr_t>(out), head, size_of(out_scalar), width)) return kNoBorder;
-  return int8_t(head);
-}
-
-// Likewise, of gradients beside their buffers, in groups that are 16 bytes of the wider of the two types.
-inline int8_t find_buffered_head(const std::vector<const char*>& buffers, Scalar buffer_scalar,
-                                 const std::vector<const char*>& rows, Scalar scalar) {
-  const bool wider = size_of(scalar) > size_of(buffer_scalar);
-  const Scalar wide = wider ? scalar : buffer_scalar, narrow = wider ? buffer_scalar : scalar;
-  const int8_t head = find_head(wider ? rows : buffers, wide, nullptr, wide);
-  if (head == kNoBorder) return kNoBorder;
-  for (const char* row : wider ? buffers : rows)
-    if (!has_border(reinterpret_cast<uintptr_t>(row), head, size_of(narrow), 16 / size_of(wide))) return kNoBorder;
-  return head;
+// `head`, which 16 bytes of rows of type `scalar` have, where as many coordinates of `others` are aligned there, too.
+inline int8_t shared_head(int8_t head, Scalar scalar, const RowWords& others) {
+  return head != kNoBorder && others.aligned(head, 16 / size_of(scalar)) ? head : kNoBorder;
 }
 
 // The table of one call. The rows must be dense, and of one scalar type within a piece.
 class RowTable {
  public:
-  explicit RowTable(const Rows& rows, const std::vector<int64_t>& extra = {}) {
-    table_.tasks = rows.tasks;
-    table_.pieces = int32_t(rows.pieces.size());
-    table_.chunk_length = chunk_length(rows.numel, rows.tasks);
-    table_.groups = rows.groups();
-    const size_t entry_words = rows.pieces.size() * sizeof(PieceEntry) / 8;
-    words_.resize(entry_words + rows.rows.size() + rows.group_pieces.size());
-    std::vector<const char*> present;
-    int64_t chunks = 0;
-    for (size_t p = 0; p < rows.pieces.size(); ++p) {
-      present.clear();
-      PieceEntry entry{};
-      entry.numel = rows.pieces[p].numel;
-      entry.first_chunk = int32_t(chunks);
-      if (!rows.out.empty()) {
-        entry.out = const_cast<char*>(rows.out[p].data);
-        entry.scalar = entry.out_scalar = rows.out[p].scalar;
-        out_float64_ = out_float64_ || entry.out_scalar == Scalar::f64;
-      }
-      for (int t = 0; t < rows.tasks; ++t) {
-        const Row& row = rows.row(int64_t(p), t);
-        words_[entry_words + p * rows.tasks + t] = int64_t(reinterpret_cast<uintptr_t>(row.data));
-        if (!row.data) continue;
-        present.push_back(row.data);
-        entry.scalar = row.scalar;
-        rows_float64_ = rows_float64_ || row.scalar == Scalar::f64;
-      }
-      entry.head = find_head(present, entry.scalar, nullptr, entry.scalar);
-      entry.out_head = find_head(present, entry.scalar, entry.out, entry.out_scalar);
-      std::memcpy(words_.data() + p * sizeof(PieceEntry) / 8, &entry, sizeof entry);
-      chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
+  explicit RowTable(const Rows& rows, const std::vector<int64_t>& extra = {})
+      : RowTable(rows, rows.tasks, rows.out.size() + extra.size()) {
+    int64_t* const outputs = words_.data() + row_count_;
+    for (int p = 0; p < table_.pieces; ++p) {
+      const RowWords present = set_rows(p, 0, &rows.row(p, 0), rows.tasks, rows.out.empty() ? Scalar::f32 : rows.out[p].scalar);
+      PieceEntry& entry = add_entry(p, rows.pieces[p].numel);
+      entry.scalar = entry.out_scalar = present.scalar;
+      entry.head = entry.out_head = find_head(present);
+      rows_float64_ = rows_float64_ || (present.some && present.scalar == Scalar::f64);
+      if (rows.out.empty()) continue;
+      outputs[p] = address(rows.out[p]);
+      const RowWords out{outputs + p, 1, rows.out[p].scalar, outputs[p]};
+      entry.out_scalar = out.scalar;
+      entry.out_head = present.some ? shared_head(entry.head, entry.scalar, out) : find_head(out);
+      out_float64_ = out_float64_ || out.scalar == Scalar::f64;
     }
-    words_.insert(words_.end(), extra.begin(), extra.end());
-    table_.chunks = int32_t(chunks);
-    for (size_t g = 0; g < rows.group_pieces.size(); ++g) {
-      const size_t p = size_t(rows.group_pieces[g]), at = p * sizeof(PieceEntry);
-      int64_t first = chunks;
-      if (p < rows.pieces.size()) {
-        PieceEntry entry;
-        std::memcpy(&entry, reinterpret_cast<const char*>(words_.data()) + at, sizeof entry);
-        first = entry.first_chunk;
-      }
-      words_[entry_words + rows.rows.size() + g] = first;
-    }
-    table_.device = nullptr;
-    if (words_.size() <= kTableWords) std::copy(words_.begin(), words_.end(), table_.words);
+    std::copy(extra.begin(), extra.end(), outputs + rows.out.size());
+    number_groups(rows.group_pieces);
+    fill_parameter();
   }
 
   // Gradients and the buffers that belong to them: 2 T rows a piece, the T gradients first. An entry's scalar is that of the
-  // gradients, out_scalar that of the buffers; out stays null.
-  RowTable(const Rows& grads, const Rows& buffers) {
+  // gradients, out_scalar that of the buffers; there are no outputs.
+  RowTable(const Rows& grads, const Rows& buffers) : RowTable(grads, 2 * grads.tasks, 0) {
     const int T = grads.tasks;
-    table_.tasks = 2 * T;
-    table_.pieces = int32_t(grads.pieces.size());
-    table_.chunk_length = chunk_length(grads.numel, T);
-    table_.groups = 1;
-    const size_t entry_words = grads.pieces.size() * sizeof(PieceEntry) / 8;
-    words_.resize(entry_words + 2 * grads.rows.size());
-    std::vector<const char*> rows, kept;
-    int64_t chunks = 0;
-    for (size_t p = 0; p < grads.pieces.size(); ++p) {
-      rows.clear();
-      kept.clear();
-      PieceEntry entry{};
-      entry.numel = grads.pieces[p].numel;
-      entry.first_chunk = int32_t(chunks);
-      entry.scalar = entry.out_scalar = Scalar::f32;
-      for (int t = 0; t < T; ++t) {
-        const Row &g = grads.row(int64_t(p), t), &y = buffers.row(int64_t(p), t);
-        int64_t* const word = words_.data() + entry_words + p * 2 * T;
-        word[t] = int64_t(reinterpret_cast<uintptr_t>(g.data));
-        word[T + t] = int64_t(reinterpret_cast<uintptr_t>(y.data));
-        if (g.data) {
-          rows.push_back(g.data);
-          entry.scalar = g.scalar;
-        }
-        if (y.data) {
-          kept.push_back(y.data);
-          entry.out_scalar = y.scalar;
-        }
-        rows_float64_ = rows_float64_ || (g.data && g.scalar == Scalar::f64) || (y.data && y.scalar == Scalar::f64);
-      }
-      entry.head = entry.out_head = find_buffered_head(kept, entry.out_scalar, rows, entry.scalar);
-      std::memcpy(words_.data() + p * sizeof(PieceEntry) / 8, &entry, sizeof entry);
-      chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
+    for (int p = 0; p < table_.pieces; ++p) {
+      const RowWords rows = set_rows(p, 0, &grads.row(p, 0), T, Scalar::f32);
+      const RowWords kept = set_rows(p, T, &buffers.row(p, 0), T, Scalar::f32);
+      // Groups are 16 bytes of the wider type.
+      const bool wider = size_of(rows.scalar) > size_of(kept.scalar);
+      const RowWords &wide = wider ? rows : kept, &narrow = wider ? kept : rows;
+      PieceEntry& entry = add_entry(p, grads.pieces[p].numel);
+      entry.scalar = rows.scalar;
+      entry.out_scalar = kept.scalar;
+      entry.head = entry.out_head = shared_head(find_head(wide), wide.scalar, narrow);
+      rows_float64_ = rows_float64_ || rows.scalar == Scalar::f64 || kept.scalar == Scalar::f64;
     }
-    table_.chunks = int32_t(chunks);
-    table_.device = nullptr;
-    if (words_.size() <= kTableWords) std::copy(words_.begin(), words_.end(), table_.words);
+    fill_parameter();
   }
 
   int tasks() const { return table_.tasks; }
@@ -249,25 +213,73 @@ class RowTable {
   bool rows_float64() const { return rows_float64_; }  // in one row at least
   bool any_float64() const { return rows_float64_ || out_float64_; }
   const Table& parameter() const { return table_; }
-  const std::vector<int64_t>& words() const { return words_; }
 
-  // Bytes of device memory that it needs; 0 when it rides in the parameters.
-  int64_t device_bytes() const { return words_.size() <= kTableWords ? 0 : int64_t(words_.size()) * 8; }
-  void place(void* device) { table_.device = static_cast<const int64_t*>(device); }
-
-  // Whether the caller has to write the words to the device now; true once.
-  bool take_upload() {
-    const bool needed = table_.device && !uploaded_;
-    uploaded_ = true;
-    return needed;
+  // The parts that the parameter has no room for, and that have to be placed before a kernel runs: each may be empty.
+  Words large_rows() const { return rows_ride_ ? Words{} : Words{words_.data(), row_count_}; }
+  Words large_outputs() const { return outputs_ride_ ? Words{} : Words{words_.data() + row_count_, words_.size() - row_count_}; }
+  void place(const int64_t* rows, const int64_t* outputs) {
+    table_.rows = rows;
+    table_.outputs = outputs;
   }
 
  private:
-  static_assert(sizeof(PieceEntry) % 8 == 0, "the row pointers follow the entries");
+  static constexpr size_t kEntryWords = sizeof(PieceEntry) / 8;
+
+  // With room for `width` rows a piece.
+  RowTable(const Rows& rows, int width, size_t output_words) : table_() {
+    table_.tasks = width;
+    table_.pieces = int32_t(rows.pieces.size());
+    table_.chunk_length = chunk_length(rows.numel, rows.tasks);
+    table_.groups = rows.groups();
+    row_count_ = rows.pieces.size() * (width + kEntryWords) + rows.group_pieces.size();
+    words_.resize(row_count_ + output_words);
+  }
+
+  static int64_t address(const Row& row) { return int64_t(reinterpret_cast<uintptr_t>(row.data)); }
+
+  // Some rows of a piece, `at` the place of the first; of type `otherwise` where none is present.
+  RowWords set_rows(int piece, int at, const Row* rows, int count, Scalar otherwise) {
+    int64_t* const to = words_.data() + size_t(piece) * table_.tasks + at;
+    RowWords result{to, count, otherwise, 0};
+    for (int t = 0; t < count; ++t) {
+      to[t] = address(rows[t]);
+      if (!to[t]) continue;
+      result.scalar = rows[t].scalar;
+      result.some = to[t];
+    }
+    return result;
+  }
+
+  PieceEntry* entries() { return reinterpret_cast<PieceEntry*>(words_.data() + size_t(table_.pieces) * table_.tasks); }
+
+  PieceEntry& add_entry(int piece, int64_t numel) {
+    PieceEntry& entry = *new (entries() + piece) PieceEntry{};
+    entry.numel = numel;
+    entry.first_chunk = table_.chunks;
+    table_.chunks += int32_t((numel + table_.chunk_length - 1) / table_.chunk_length);
+    return entry;
+  }
+
+  void number_groups(const std::vector<int64_t>& group_pieces) {
+    int64_t* const first = words_.data() + row_count_ - group_pieces.size();
+    for (size_t g = 0; g < group_pieces.size(); ++g)
+      first[g] = group_pieces[g] < table_.pieces ? entries()[group_pieces[g]].first_chunk : table_.chunks;
+  }
+
+  void fill_parameter() {
+    const size_t outputs = words_.size() - row_count_;
+    rows_ride_ = words_.size() <= kTableWords;
+    outputs_ride_ = outputs <= kTableWords;
+    table_.outputs_at = rows_ride_ ? int32_t(row_count_) : 0;
+    if (rows_ride_) std::copy_n(words_.data(), row_count_, table_.words);
+    if (outputs_ride_) std::copy_n(words_.data() + row_count_, outputs, table_.words + table_.outputs_at);
+  }
+
   Table table_;
-  std::vector<int64_t> words_;
+  std::vector<int64_t> words_;                     // the rows' part, then that of the outputs
+  size_t row_count_ = 0;                           // words of the rows' part
+  bool rows_ride_ = false, outputs_ride_ = false;  // in the parameter
   bool rows_float64_ = false, out_float64_ = false;
-  bool uploaded_ = false;
 };
 
 }  // namespace gradsurgery

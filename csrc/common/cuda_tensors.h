@@ -19,10 +19,10 @@ namespace gradsurgery {
 class DeviceScope {
  public:
 #if defined(GS_EMULATE_CUDA)
-  explicit DeviceScope(const Tensor& tensor) : device_(tensor.device()) {}
+  explicit DeviceScope(const Tensor& tensor) : device_(tensor.device()), type_(type_code(tensor)) {}
   void check_launch() const {}
 #else
-  explicit DeviceScope(const Tensor& tensor) : device_(tensor.device()), guard_(device_.index()) {
+  explicit DeviceScope(const Tensor& tensor) : device_(tensor.device()), type_(type_code(tensor)), guard_(device_.index()) {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_.index(), &stream_));
   }
   void check_launch() const { STD_CUDA_KERNEL_LAUNCH_CHECK(); }
@@ -31,9 +31,11 @@ class DeviceScope {
   void* stream() const { return stream_; }  // a cudaStream_t
   const torch::stable::Device& device() const { return device_; }
 
-  // A kernel that follows a pointer of another device would take the process down.
+  // A kernel that follows a pointer of another device would take the process down. Compares torch's codes: making a Device of
+  // each of thousands of gradients takes several times as long.
   void check_here(const Tensor& tensor, const char* name) const {
-    STD_TORCH_CHECK(tensor.device() == device_, "gradsurgery: ", name, " must be on the device of the first gradient");
+    STD_TORCH_CHECK(tensor.get_device_index() == device_.index() && type_code(tensor) == type_, "gradsurgery: ", name,
+                    " must be on the device of the first gradient");
   }
 
   // Dense, in the order of its dimensions. From the stream's memory pool: free to be reused when the host is done with it.
@@ -51,7 +53,14 @@ class DeviceScope {
   }
 
  private:
+  static int32_t type_code(const Tensor& tensor) {
+    int32_t code = -1;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(tensor.get(), &code));
+    return code;
+  }
+
   torch::stable::Device device_;
+  int32_t type_;
   void* stream_ = nullptr;
 #if !defined(GS_EMULATE_CUDA)
   torch::stable::accelerator::DeviceGuard guard_;

@@ -24,19 +24,16 @@ using Groups = std::optional<std::vector<int64_t>>;
 
 inline std::vector<int64_t> groups_of(const Groups& given) { return given ? *given : std::vector<int64_t>(); }
 
+// Tensor::scalar_type asks torch for the code of one type after the other, which for thousands of gradients takes as long as all
+// else that is asked of them.
 inline Scalar scalar_of(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Double:
-      return Scalar::f64;
-    case ScalarType::Float:
-      return Scalar::f32;
-    case ScalarType::BFloat16:
-      return Scalar::bf16;
-    case ScalarType::Half:
-      return Scalar::f16;
-    default:
-      STD_TORCH_CHECK(false, "gradsurgery: gradients must be float64, float32, bfloat16 or float16");
-  }
+  static const int32_t codes[] = {aoti_torch_dtype_float64(), aoti_torch_dtype_float32(), aoti_torch_dtype_bfloat16(),
+                                  aoti_torch_dtype_float16()};  // in Scalar's order
+  int32_t code = -1;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+  const auto found = std::find(std::begin(codes), std::end(codes), code);
+  STD_TORCH_CHECK(found != std::end(codes), "gradsurgery: gradients must be float64, float32, bfloat16 or float16");
+  return Scalar(found - codes);
 }
 
 struct Counts {

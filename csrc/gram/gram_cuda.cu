@@ -1,4 +1,3 @@
-#include "../common/cuda_upload.cuh"
 #include "gram_cuda.cuh"
 
 namespace gradsurgery {
@@ -17,9 +16,8 @@ constexpr SmallKernel small_float64(int tasks) {
 
 }  // namespace
 
-void gram_partials_cuda(RowTable& table, double* partial, void* stream) {
+void gram_partials_cuda(const RowTable& table, double* partial, void* stream) {
   if (table.chunks() == 0) return;
-  upload(table, stream);
   const GramLaunch launch = gram_launch(table);
   if (table.tasks() <= kSmallTasks) {
     const SmallKernel kernel = table.rows_float64() ? small_float64(table.tasks()) : kSmall[table.tasks() - 1];

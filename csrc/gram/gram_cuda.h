@@ -41,7 +41,7 @@ GS_HOST_DEVICE int group_first_block(const Table& table, int group, int blocks) 
 }
 
 // `stream` is a cudaStream_t. Launch errors are left for the caller to collect.
-void gram_partials_cuda(RowTable& table, double* partial /* [pairs, blocks] */, void* stream);
+void gram_partials_cuda(const RowTable& table, double* partial /* [pairs, blocks] */, void* stream);
 void gram_finish_cuda(const RowTable& table, const double* partial, double* gram /* [G, T, T] */, void* stream);
 
 }  // namespace gradsurgery

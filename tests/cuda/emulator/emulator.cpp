@@ -2,6 +2,8 @@
 #include "../../../csrc/buffers/buffers_cuda.cu"
 #include "../../../csrc/combine/combine_cuda.cu"
 #include "../../../csrc/combine/coordinatewise_cuda.cu"
+#include "../../../csrc/common/cuda_table_cache.cu"
+#include "../../../csrc/common/cuda_upload.cu"
 #include "../../../csrc/gram/gram_cuda.cu"
 #include "../../../csrc/weights/pcgrad_cuda.cu"
 #include "../../../csrc/weights/solve_cuda.cu"
@@ -27,7 +29,7 @@ int guarded(Body body) {
 struct GivenRows {
   Rows rows;
   std::unique_ptr<RowTable> table;
-  std::vector<int64_t> memory;
+  std::vector<int64_t> memory[2];
 
   // With groups > 1 the pieces are sorted by group; group_pieces [G + 1].
   GivenRows(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars, char* const* out,
@@ -41,9 +43,14 @@ struct GivenRows {
     }
     if (groups > 1) rows.group_pieces.assign(group_pieces, group_pieces + groups + 1);
     table = std::make_unique<RowTable>(rows);
-    if (table->device_bytes() == 0) return;
-    memory.resize(table->device_bytes() / 8, -1);
-    table->place(memory.data());
+    table->place(written(table->large_rows(), memory[0]), written(table->large_outputs(), memory[1]));
+  }
+
+  static const int64_t* written(Words words, std::vector<int64_t>& memory) {
+    if (words.count == 0) return nullptr;
+    memory.assign(words.count, -1);
+    upload(words, memory.data(), nullptr);
+    return memory.data();
   }
 };
 
@@ -63,6 +70,36 @@ std::vector<double> partial_sums(GivenRows& problem) {
 GS_EXPORT const char* gs_error() { return error.c_str(); }
 GS_EXPORT void gs_schedule(unsigned seed) { simt::set_schedule(seed); }
 GS_EXPORT void gs_remove_barrier(const char* name) { simt::remove_barrier(name); }
+
+// "function count" of each host function that has launched kernels, a line each, since gs_forget_launches.
+GS_EXPORT const char* gs_launches() {
+  static std::string text;
+  text.clear();
+  for (const auto& [function, count] : simt::launches) text += function + " " + std::to_string(count) + "\n";
+  return text.c_str();
+}
+GS_EXPORT void gs_forget_launches() { simt::launches.clear(); }
+
+// --- the cache of tables ---
+
+GS_EXPORT void gs_capturing(int capturing) { simt::capturing = capturing != 0; }
+GS_EXPORT void gs_driver_version(int version) { simt::driver_version = version; }
+GS_EXPORT void gs_out_of_memory(int out) { simt::out_of_memory = out != 0; }
+GS_EXPORT int gs_last_error() { return simt::last_error; }
+GS_EXPORT int64_t gs_ring_words() { return TableRing::kWords; }
+GS_EXPORT int gs_max_rings() { return kMaxRings; }
+GS_EXPORT void gs_forget_tables() {
+  for (StreamRing& ring : Rings::get().all) free(ring.memory);
+  Rings::get().all.clear();
+}
+
+// A use of words in the cache until gs_release; *memory is null where the cache does not take them.
+GS_EXPORT void* gs_hold(int device, int64_t stream, const int64_t* words, int64_t count, const int64_t** memory) {
+  auto* const held = new CachedTable(cached_table(Words{words, size_t(count)}, device, reinterpret_cast<void*>(stream)));
+  *memory = held->memory();
+  return held;
+}
+GS_EXPORT void gs_release(void* held) { delete static_cast<CachedTable*>(held); }
 
 GS_EXPORT int gs_gram(int tasks, int pieces, const int64_t* numel, const char* const* data, const uint8_t* scalars, int groups,
                       const int64_t* group_pieces, double* gram /* [G, T, T] */) {
@@ -137,8 +174,7 @@ GS_EXPORT int gs_chunks(int tasks, int pieces, const int64_t* numel, int64_t* ch
   const std::vector<const char*> none(size_t(tasks) * pieces, nullptr);
   const std::vector<uint8_t> scalars(pieces, uint8_t(Scalar::f32));
   GivenRows problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr);
-  Table table = problem.table->parameter();
-  if (table.device) table.device = problem.table->words().data();
+  const Table& table = problem.table->parameter();
   for (int c = 0; c < std::min(table.chunks, at_most); ++c) {
     const Chunk chunk = find_chunk(table, c);
     chunks[3 * c] = chunk.piece;
@@ -154,8 +190,7 @@ GS_EXPORT int gs_block_chunks(int tasks, int pieces, const int64_t* numel, int g
   const std::vector<const char*> none(size_t(tasks) * pieces, nullptr);
   const std::vector<uint8_t> scalars(pieces, uint8_t(Scalar::f32));
   GivenRows problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr, groups, group_pieces);
-  Table table = problem.table->parameter();
-  if (table.device) table.device = problem.table->words().data();
+  const Table& table = problem.table->parameter();
   const int blocks = gram_launch(*problem.table).blocks;
   for (int block = 0; block < blocks; ++block) {
     for (int turn = block;; turn += blocks) {

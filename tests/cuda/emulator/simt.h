@@ -35,6 +35,8 @@
 #include <string>
 #include <vector>
 
+#include "runtime.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -43,7 +45,7 @@
 #define __grid_constant__
 
 #define GS_LAUNCH(kernel, grid, block, shared_bytes, stream, ...) \
-  ((void)(stream), simt::launch(grid, block, shared_bytes, [&] { (kernel)(__VA_ARGS__); }))
+  ((void)(stream), simt::count_launch(__func__), simt::launch(grid, block, shared_bytes, [&] { (kernel)(__VA_ARGS__); }))
 #define GS_SHARED(Type, name, count)                                \
   Type* const name = simt::Block::current->shared<Type>(count, [] { \
     static char here;                                               \
