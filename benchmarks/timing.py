@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+Sample = Callable[[Call, int], float]
+"""Runs a call so many times, and tells the seconds of one of them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Times:
     samples: int
 
 
-def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device) -> dict[str, Times]:
-    """Times all contenders side by side; each leads a round as often as the others."""
+def host_clock(device: torch.device) -> Sample:
+    """Samples from the first call on the host to the end of the last on the device."""
     finish: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def sample(call: Call, repeats: int) -> float:
@@ -48,6 +50,12 @@ def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device) 
         finish()
         return (time.perf_counter() - start) / repeats
 
+    return sample
+
+
+def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device, sample: Sample | None = None) -> dict[str, Times]:
+    """Times all contenders side by side, by the host's clock unless told otherwise; each leads a round as often as the others."""
+    sample = sample or host_clock(device)
     repeats: dict[str, int] = {}
     for name, call in calls.items():
         sample(call, 1)  # warm: pools, caches, pages
@@ -66,10 +74,11 @@ def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device) 
         lead = r % len(names)
         for name in names[lead:] + names[:lead]:
             taken[name].append(sample(calls[name], repeats[name]))
-    return {name: _percentiles(values) for name, values in taken.items()}
+    return {name: percentiles(values) for name, values in taken.items()}
 
 
-def _percentiles(values: list[float]) -> Times:
+def percentiles(values: list[float]) -> Times:
+    """Of samples, in seconds."""
     quantiles = torch.tensor(values, dtype=torch.float64).quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
     p20, p50, p80 = quantiles.tolist()
     return Times(p20, p50, p80, len(values))
