@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -24,6 +25,19 @@ PARTS = 8
 
 TOP = 16
 """A parameter near the losses is not kept while the passes go on, if it has at least this part of what the tasks share."""
+
+
+AGAIN = (2, 3)
+"""For which part of the tasks, rounded down: the passes take time, and the others' gradients memory."""
+
+
+@dataclass
+class _Again:
+    """The parameter whose gradients come a second time, the region in which it is used, and where the passes there begin. [T]"""
+
+    region: Region
+    leaf: Tensor
+    flows: list[Flow]
 
 
 class OnePass:
@@ -48,35 +62,39 @@ class OnePass:
         self.parts = graph.private_cut in self._cuts
         self._private = [graph.private_cut] if self.parts else []
         self._rest: list[Tensor] = []  # the leaves whose gradients the weighted pass brings
-        self._again: tuple[Region, list[Tensor], list[Flow]] | None = None  # those that come again, and from where
+        self._again: _Again | None = None
 
     def gram(self, spare: Spare) -> Tensor:
         """K, from all gradients. [T, T]
 
         A backward pass takes most memory where it ends: there are the gradients of all layers, and what the first layers saved.
-        The T gradients of a large parameter near the losses are not there: they come again, by short passes, in ``finish``.
+        Most of the T gradients of a large parameter near the losses are not there: they come again, by short passes, in ``finish``.
 
         Args:
             spare: gradients of an earlier step, whose memory those of this one take.
         """
         top, regions = self._with_top()
-        grams = []
+        grams, T = [], len(self._passes.flows)
         for region in regions:
-            held_back = top if region is regions[len(self._private)] else []
-            if held_back:
-                self._again = (region, held_back, [dict(flow) for flow in self._passes.flows])
-                spare.make_room(len(self._passes.flows) * sum(leaf.nbytes for leaf in held_back))
+            held_back = top if region is regions[len(self._private)] else None
+            if held_back is not None:
+                away = range(T * AGAIN[0] // AGAIN[1])
+                self._again = _Again(
+                    region, held_back, [dict(flow) if t in away else {} for t, flow in enumerate(self._passes.flows)]
+                )
+                spare.make_room(T * held_back.nbytes)
             before = partial(spare.before_pass, region.leaves)
-            rows = self._passes.through(region, retain_graph=self._retain or bool(held_back), before=before)
+            rows = self._passes.through(region, retain_graph=self._retain or held_back is not None, before=before)
             measured = self._measured(rows)
             if measured:
-                grams.append(gram_of(measured, rows, len(self._passes.flows)))
-            for leaf in held_back:
-                del rows[id(leaf)]
+                grams.append(gram_of(measured, rows, T))
+            if held_back is not None:
+                for t in away:
+                    rows[id(held_back)].pop(t, None)
             self.rows |= rows
         return torch.stack(grams).sum(0)
 
-    def _with_top(self) -> tuple[list[Tensor], list[Region]]:
+    def _with_top(self) -> tuple[Tensor | None, list[Region]]:
         """The first large one of the shared parameters, if the graph can be cut above and below it, and the regions.
 
         One with a hook of its own is left where it is: a hook may count how often it is called.
@@ -88,11 +106,11 @@ class OnePass:
             between = [leaf for place, leaf in uses if start < place <= cut]
             largest = max(between, key=lambda leaf: leaf.nbytes, default=None)  # the uppermost of them
             if largest is not None and largest.nbytes >= least:
-                return [] if largest._backward_hooks else [largest], self._graph.regions([*self._private, cut])
+                return None if largest._backward_hooks else largest, self._graph.regions([*self._private, cut])
             passed += sum(leaf.nbytes for leaf in between)
             if passed >= least:  # further down the passes would not be short
                 break
-        return [], self._graph.regions(self._private)
+        return None, self._graph.regions(self._private)
 
     def to_where_tasks_part(self) -> None:
         """Takes the heads' gradients, and all others, too, where there is no place to stop at."""
@@ -160,8 +178,7 @@ class OnePass:
     @property
     def rows_to_spare(self) -> Rows:
         """The gradients whose memory can serve the next step: all that are there while the passes go on."""
-        again = [] if self._again is None else [id(leaf) for leaf in self._again[1]]
-        return {key: held for key, held in self.rows.items() if key not in again}
+        return {key: held for key, held in self.rows.items() if self._again is None or key != id(self._again.leaf)}
 
     @torch.no_grad()
     def finish(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -171,8 +188,9 @@ class OnePass:
             weights: w [T], float64 on the gradients' device.
         """
         if self._again is not None:
-            region, held_back, self._passes.flows = self._again
-            self.rows |= self._passes.through(region, retain_graph=self._retain, leaves=held_back, stay=True)
+            leaf, self._passes.flows = self._again.leaf, self._again.flows
+            found = self._passes.through(self._again.region, retain_graph=self._retain, leaves=[leaf], stay=True)
+            self.rows[id(leaf)] |= found[id(leaf)]
             self._passes.flows = [{} for _ in self._passes.flows]
         leaves, flows, T = self._graph.leaves, self._passes.flows, len(self._passes.flows)
         written = []

@@ -13,7 +13,7 @@ from gradsurgery.capture.batch import Batch, Collected, ratio, reaching, safe
 from gradsurgery.capture.called import Called
 from gradsurgery.capture.column import Column, entries
 from gradsurgery.capture.gradients import TaskGradients
-from gradsurgery.capture.graph import Graph
+from gradsurgery.capture.graph import Graph, edges_of, reaches
 from gradsurgery.capture.parameters import (
     Parameter,
     Parameters,
@@ -64,9 +64,9 @@ class ParameterSpace(Surgery):
         Without ``losses``, surgery on the gradients that the heads left at the features of ``detach`` (form B), followed by one
         backward pass through the trunk; or on those that ``collect`` gathered.
 
-        All is computed before anything is written. A gradient that is not finite makes the shared parameters' NaN, and leaves the
-        method's memory as it is; the heads of the other tasks are not touched by it. Hooks change each task's gradient as in a
-        backward pass of its own; one on a tensor where the tasks part, or near it, may see it two or three times.
+        With several tasks all is computed before anything is written. A gradient that is not finite makes the shared parameters'
+        NaN, and leaves the method's memory as it is; the heads of the other tasks are not touched by it. Hooks change each task's
+        gradient as in a backward pass of its own; one on a tensor where the tasks part, or near it, may see it two or three times.
 
         Args:
             losses: a scalar a task, by name or in the order of the tasks, None for an absent one; a list where a task has several
@@ -223,11 +223,22 @@ class ParameterSpace(Surgery):
     ) -> None:
         self._check_one_pass(on, memory, passes)
         weighted = self.method.spec.family in WEIGHTED and self._group_by is None
-        if weighted and len(batch.names) > 1 and batch.shared != [] and self._collected is None and passes == "sequential":
+        if len(batch.names) == 1 and self._collected is None and accumulate and batch.wanted is None:
+            self._plainly(batch, retain_graph)
+        elif weighted and len(batch.names) > 1 and batch.shared != [] and self._collected is None and passes == "sequential":
             self._in_one_pass(batch, retain_graph, accumulate, on, memory)
         else:
             self._finish(self._gathered(batch, retain_graph, passes), batch.scale, accumulate)
             self._collected = None
+
+    def _plainly(self, batch: Batch, retain_graph: bool) -> None:
+        """One task: torch's own backward pass."""
+        losses = batch.losses[0]
+        if batch.shared and not reaches(edges_of(losses), [p.tensor for p in batch.shared]):
+            check_shared([], batch.shared, 1)
+        self._spare.clear()
+        torch.autograd.backward(losses, batch.seeds(losses), retain_graph=retain_graph)
+        self._plain_step(batch.names[0], losses[0].device)
 
     def _gathered(self, batch: Batch, retain_graph: bool, passes: str) -> Collected:
         """What was collected, and every task's gradients of one more batch."""

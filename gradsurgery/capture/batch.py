@@ -50,11 +50,14 @@ class Batch:
         flows: list[Flow] = []
         for losses in self.losses:
             flow: Flow = {}
-            for edge, loss in zip(edges_of(losses), losses, strict=True):
-                one = torch.ones_like(loss) if self.scale is None else self.scale.to(loss).expand_as(loss)
+            for edge, one in zip(edges_of(losses), self.seeds(losses), strict=True):
                 flow[edge] = flow[edge] + one if edge in flow else one
             flows.append(flow)
         return flows
+
+    def seeds(self, losses: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of the scaled losses at each of some losses."""
+        return [torch.ones_like(loss) if self.scale is None else self.scale.to(loss).expand_as(loss) for loss in losses]
 
     @property
     def values(self) -> dict[str, Tensor]:

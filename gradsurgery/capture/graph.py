@@ -263,6 +263,21 @@ def _crossed(spans: Iterable[tuple[int, int]], places: int) -> list[bool]:
     return crossed
 
 
+def reaches(edges: Iterable[Edge], leaves: Iterable[Tensor]) -> bool:
+    """Whether some of the edges lead to one of the leaves; what lies beyond the first that is found is not looked at."""
+    wanted = {id(leaf) for leaf in leaves}
+    stack = [node for node, _ in edges]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if node.name() == _LEAF and id(node.variable) in wanted:
+            return True
+        further = [below for below, _ in node.next_functions if below is not None and below not in seen]
+        seen.update(further)
+        stack += further
+    return False
+
+
 def edges_of(losses: Iterable[Tensor]) -> list[Edge]:
     """Where the backward passes of some losses begin."""
     found = [torch.autograd.graph.get_gradient_edge(loss) for loss in losses]

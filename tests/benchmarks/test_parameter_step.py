@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 
+import parameter_step
 import pytest
 import torch
 from distances import APPROXIMATIONS, METHODS, Distance, Planted, distance_rows
 from memory import in_a_child
 from oracle import pcgrad
-from parameter_step import CONTENDERS, RIVALS, Experiment, Oracle, check, entered, parameter_rows, small_trunk
+from parameter_step import CONTENDERS, EVERY, RIVALS, TURN, Experiment, Oracle, check, entered, parameter_rows, small_trunk
 from step import Batch
-from timing import Effort
+from timing import Call, Effort
 
 CPU = torch.device("cpu")
 TINY = Batch(count=2, size=16)
@@ -80,6 +82,26 @@ def test_a_model_without_conflict_is_refused() -> None:
         Oracle(experiment)
 
 
+@contextmanager
+def in_this_process(prepare: Mapping[str, Callable[[], Call]]) -> Iterator[dict[str, Callable[[int], list[float]]]]:
+    """Contenders that are made as their processes would make them, and whose calls take two seconds."""
+
+    def turn(call: Call) -> Callable[[int], list[float]]:
+        def take(count: int) -> list[float]:
+            call()
+            return [2.0] * count
+
+        return take
+
+    yield {name: turn(make()) for name, make in prepare.items()}
+
+
+@pytest.fixture
+def without_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameter_step, "workers", in_this_process)
+
+
+@pytest.mark.usefixtures("without_processes")
 def test_rows() -> None:
     pytest.importorskip("torchjd")
     rows = parameter_rows([1, 2], Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2)), CPU, TINY, small_trunk)
@@ -90,16 +112,12 @@ def test_rows() -> None:
         assert row["conflicts"] == (row["tasks"] == 2)
 
 
-def test_times_are_a_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    import parameter_step
-
-    def interleave(calls: dict[str, Callable[[], object]], *_: object) -> dict[str, parameter_step.Times]:
-        return {name: parameter_step.Times(1.0, 2.0, 3.0, 4) for name in calls}
-
+@pytest.mark.usefixtures("without_processes")
+def test_times_are_a_steps() -> None:
     pytest.importorskip("torchjd")
-    monkeypatch.setattr(parameter_step, "interleave", interleave)
-    rows = {r["form"]: r for r in parameter_rows([2], Effort(0.0, 0.0, (1, 1)), CPU, TINY, small_trunk)}
-    assert (rows["full"]["p50"], rows["every"]["p50"], rows["every"]["samples"]) == (2.0, 0.2, 4)
+    rows = {r["form"]: r for r in parameter_rows([2], Effort(0.0, 0.0, (4, 4)), CPU, TINY, small_trunk)}
+    assert (rows["full"]["p50"], rows["full"]["samples"]) == (2.0, 4 * TURN)
+    assert (rows["every"]["p50"], rows["every"]["samples"]) == (2.0 / EVERY, 4)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")

@@ -143,14 +143,15 @@ def test_low_memory_has_few_of_the_tasks_gradients_at_a_time(monkeypatch: pytest
     assert most["low"] <= N + T * N // 16, "the result, and T gradients of a few layers"
 
 
-def test_a_large_parameter_near_the_losses_is_not_kept_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_most_gradients_of_a_large_parameter_near_the_losses_are_not_kept_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     T = 4
     trunk = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 64), nn.Tanh())
-    other = sum(p.numel() * p.element_size() for p in trunk.parameters()) - trunk[4].weight.numel() * 4
+    large = trunk[4].weight.nbytes
+    other = sum(p.nbytes for p in trunk.parameters()) - large
     below: list[int] = []
     held = Held(monkeypatch)
     trunk[0].weight.register_hook(lambda _: below.append(held.now))
     z = trunk(torch.randn(3, 8))
     gs.GradientAggregator("cagrad").backward([(z * k - 1).square().mean() for k in range(1, T + 1)])
     assert len(below) == T
-    assert max(below) <= T * other, "the passes end without its gradients"
+    assert max(below) <= T * other + (T - T * 2 // 3) * large, "the passes end without most of its gradients"

@@ -154,7 +154,8 @@ def test_one_task(way: str, accumulate: bool) -> None:
     losses(plain, way)["a"].backward()
     for p, q in zip(bag.parameters(), plain.parameters(), strict=True):
         assert torch.equal(p.grad, q.grad)  # type: ignore[arg-type]
-    assert_apart(bag)
+    if not accumulate:  # else it is torch's own pass, which gives parameters the parts of one tensor
+        assert_apart(bag)
 
 
 @pytest.mark.parametrize("way", WAYS)
