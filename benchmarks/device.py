@@ -17,7 +17,7 @@ from device_step import StepPlan, device_step_rows
 from oracle import ROUNDED, SMALL_NUMEL, check
 from providers import PROVIDERS, Provider
 from providers.compiled import compiled_providers
-from providers.provider import Run
+from providers.provider import Run, not_installed
 from results import Row
 from timing import Effort, interleave
 from torch import Tensor
@@ -102,7 +102,7 @@ def prepare(case: Case, backend: str, device: torch.device) -> dict[tuple[str, s
     N = case.numel * case.itemsize
     calls = {}
     for name, provider in _entered(backend).items():
-        if case.left_out(name) is None:
+        if _reason(case, name) is None:
             error, run = _checked(provider, grads)
             calls["surgery", name] = Checked(run, error, case.floor_bytes, (case.tasks + 1) * N)
     for name, product in PRODUCTS.items():
@@ -114,9 +114,14 @@ def _entered(backend: str) -> dict[str, Provider]:
     return {name: PROVIDERS[name] for name in ("gradsurgery", *RIVALS)} | compiled_providers(backend)
 
 
+def _reason(case: Case, name: str) -> str | None:
+    """Why a provider is not measured, or None."""
+    return not_installed(name) or case.left_out(name)
+
+
 def left_out(case: Case) -> list[Row]:
-    """Who moves too much to be measured here."""
-    reasons = {name: case.left_out(name) for name in RIVALS}
+    """Who is not measured, and why."""
+    reasons = {name: _reason(case, name) for name in RIVALS}
     return [{"kind": "left out", **_point(case), "provider": name, "reason": reason} for name, reason in reasons.items() if reason]
 
 

@@ -13,7 +13,7 @@ from device_clock import device_clock
 from memory import measure_from_here
 from oracle import pcgrad
 from parameter_step import CONTENDERS, EXACT, RIVALS, WIDTH, Contender, Experiment, Oracle, check
-from providers.provider import seed_all
+from providers.provider import not_installed, seed_all
 from results import Row
 from step import Batch
 from timing import Call, Effort, interleave
@@ -71,7 +71,8 @@ class Steps(Experiment):
 
     def calls(self) -> dict[str, Call]:
         """A step's forward and backward pass by form."""
-        return {form: self._split() if form == "split" else CONTENDERS[form].call(self) for form in FORMS}
+        there = [form for form in FORMS if not_installed(form) is None]
+        return {form: self._split() if form == "split" else CONTENDERS[form].call(self) for form in there}
 
     def _split(self) -> Call:
         surgery = gs.GradientAggregator("pcgrad", tasks=len(self.heads), seed=0)
@@ -132,7 +133,7 @@ def device_step_rows(plan: StepPlan, device: torch.device, say: Callable[[str], 
     errors = check_forms(Steps(device, plan.checked, plan.tasks, plan.build))
     steps = Steps(device, plan.batch, plan.tasks, plan.build, autocast=True)
     calls = steps.calls()
-    found = {form: _peak(form, call, steps, device) for form, call in calls.items()}
+    found = {form: not_installed(form) or _peak(form, calls[form], steps, device) for form in FORMS}
     peaks = {form: peak for form, peak in found.items() if isinstance(peak, int)}
     times = interleave({form: calls[form] for form in peaks}, plan.effort, device, device_clock(device, flushed=False))
     say("step: " + ", ".join(f"{form} {t.p50 * 1e3:.1f} ms, {peaks[form] / 1e6:.0f} MB" for form, t in times.items()))
