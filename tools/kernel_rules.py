@@ -2,8 +2,8 @@
 
 All kernels: no atomic operation on floating-point numbers (sums would depend on who comes first), no TF32, and no more static
 shared memory than a launch gets without asking. Hot kernels read the gradients, and their speed is the memory's. Of them, besides:
-nothing in local memory; for each type of gradients a loop that reads 16 bytes at a time from each of its rows; and registers for
-two blocks of 256 threads a multiprocessor, where Run is float.
+nothing in local memory; in every sweep, for each type of gradients, a loop that reads 16 bytes at a time from each of its rows; and
+registers for two blocks of 256 threads a multiprocessor, where Run is float.
 """
 
 from __future__ import annotations
@@ -15,16 +15,25 @@ ARCHITECTURES = (80, 90, 100)
 STATIC_SHARED_BYTES = 48 * 1024
 REGISTERS = 65536 // (2 * 256)  # a thread's, where two blocks share the registers of a multiprocessor
 
+
+@dataclass(frozen=True)
+class Hot:
+    """What a kernel is for, and how many times it goes over the gradients, in loops of their own."""
+
+    purpose: str
+    sweeps: int = 1
+
+
 HOT = {
-    "gram_small": "K of up to 8 tasks",
-    "gram_tiled": "K of more tasks",
-    "combine_chunks": "the weighted sum",
-    "graddrop_chunks": "GradDrop",
-    "sign_agreement_chunks": "sign agreement",
-    "sorted_chunks": "trimmed mean and median of up to 16 tasks",
-    "ema_gram_small": "averages of up to 8 tasks' gradients, and their K",
-    "ema_rows": "averages of more tasks' gradients",
-    "excess_risk": "ExcessMTL's sums of squares and risks",
+    "gram_small": Hot("K of up to 8 tasks"),
+    "gram_tiled": Hot("K of more tasks"),
+    "combine_chunks": Hot("the weighted sum"),
+    "graddrop_chunks": Hot("GradDrop"),
+    "sign_agreement_chunks": Hot("sign agreement"),
+    "sorted_chunks": Hot("trimmed mean and median of up to 16 tasks"),
+    "ema_gram_small": Hot("averages of up to 8 tasks' gradients, and their K"),
+    "ema_rows": Hot("averages of more tasks' gradients"),
+    "excess_risk": Hot("ExcessMTL's sums of squares and risks"),
 }
 COLD = {
     "gram_finish": "adds up the blocks' sums of each pair",

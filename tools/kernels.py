@@ -200,12 +200,12 @@ def broken(kernel: Kernel) -> Iterator[tuple[str, str]]:
         yield "local memory", f"{kernel.local} bytes a thread"
     if kernel.registers > rules.REGISTERS and not kernel.in_double:
         yield "registers", f"{kernel.registers} a thread, where {rules.REGISTERS} leave room for two blocks"
-    full = sum(count >= kernel.rows for count in kernel.wide_loads)
-    if full < kernel.types:
+    full, asked = sum(count >= kernel.rows for count in kernel.wide_loads), kernel.types * rules.HOT[kernel.base].sweeps
+    if full < asked:
         yield (
             "16-byte loads",
-            f"{full} loops with at least {kernel.rows} of them, where {kernel.types} types of gradients want one each; "
-            f"found loops with {list(kernel.wide_loads)}",
+            f"{full} loops with at least {kernel.rows} of them, where {asked} are wanted, one for each type of gradients in each "
+            f"sweep; found loops with {list(kernel.wide_loads)}",
         )
 
 
@@ -235,8 +235,8 @@ def document(found: Sequence[Kernel], made_by: str) -> str:
     by_name: dict[str, dict[int, Kernel]] = {}
     for kernel in sorted(found, key=lambda k: ([*rules.HOT, *rules.COLD].index(k.base), k.in_double, _natural(k.name))):
         by_name.setdefault(kernel.name, {})[kernel.architecture] = kernel
-    hot = {name: at for name, at in by_name.items() if name.split("<", 1)[0] in rules.HOT}
-    cold = {name: at for name, at in by_name.items() if name not in hot}
+    hottest = {name: at for name, at in by_name.items() if name.split("<", 1)[0] in rules.HOT}
+    others = {name: at for name, at in by_name.items() if name not in hottest}
     named = ", ".join(f"sm_{a}" for a in sorted({kernel.architecture for kernel in found}))
     return "\n".join(
         [
@@ -245,14 +245,16 @@ def document(found: Sequence[Kernel], made_by: str) -> str:
             INTRODUCTION.format(compiler=made_by, architectures=named),
             "## Hot: they read the gradients",
             "",
-            *_table(["kernel", "registers", "local memory", "shared memory", "16-byte loads"], hot, _hot_cells),
+            *(f"- `{name}`: {hot.purpose}" for name, hot in rules.HOT.items()),
+            "",
+            *_table(["kernel", "registers", "local memory", "shared memory", "16-byte loads"], hottest, _hot_cells),
             "Of these, not everything is asked:",
             "",
             *(f"- `{e.kernel}`, {e.rule}: {e.reason}." for e in rules.EXEMPTIONS),
             "",
             "## Others",
             "",
-            *_table(["kernel", "registers", "local memory", "shared memory", ""], cold, _cold_cells),
+            *_table(["kernel", "registers", "local memory", "shared memory", ""], others, _cold_cells),
         ]
     )
 

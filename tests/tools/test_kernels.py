@@ -59,6 +59,12 @@ def test_float64_needs_a_loop_more_and_may_have_more_registers() -> None:
     assert made(name="gram_small<2,d>", registers=170, wide_loads=(8, 8, 8, 8)) == []
 
 
+def test_every_sweep_wants_its_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.HOT, "gram_small", rules.Hot("reads twice", sweeps=2))
+    assert made() == ["16-byte loads"]
+    assert made(wide_loads=(6,) * 6) == []
+
+
 def test_what_is_not_hot_may_spill() -> None:
     assert made(name="solve_weights<UPGrad>", local=152, registers=232, wide_loads=()) == []
     assert made(name="solve_weights<UPGrad>", forbidden=("ATOMG.E.ADD.F64.RN",)) == ["exact sums"]
@@ -73,7 +79,7 @@ def test_exemptions_are_for_one_rule_of_one_kernel(monkeypatch: pytest.MonkeyPat
 
 
 def test_exemptions_that_nothing_needs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "HOT", {"gram_small": ""})
+    monkeypatch.setattr(rules, "HOT", {"gram_small": rules.Hot("")})
     monkeypatch.setattr(rules, "COLD", {})
     monkeypatch.setattr(rules, "EXEMPTIONS", (rules.Exemption("gram_small<3,f>", "local memory", "a reason"),))
     assert findings([GOOD]) == ["gram_small<3,f>: exempted from 'local memory' without need"]
@@ -81,7 +87,7 @@ def test_exemptions_that_nothing_needs_are_refused(monkeypatch: pytest.MonkeyPat
 
 def test_every_kernel_is_entered_and_every_entry_is_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "EXEMPTIONS", ())
-    monkeypatch.setattr(rules, "HOT", {"gram_small": "", "gone": ""})
+    monkeypatch.setattr(rules, "HOT", {"gram_small": rules.Hot(""), "gone": rules.Hot("")})
     monkeypatch.setattr(rules, "COLD", {"lost": ""})
     assert findings([GOOD, replace(GOOD, name="new<1>")]) == [
         "gone: in tools/kernel_rules.py, but no such kernel was built",
@@ -178,7 +184,7 @@ def test_the_check_reads_a_binary(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert tool.main(["--check", "--binary", str(binary)]) == 1
     said = capsys.readouterr().err
     assert "ema_rows<f> on sm_90: local memory: 24 bytes a thread\n" in said
-    assert "ema_rows<f> on sm_90: 16-byte loads: 0 loops with at least 1 of them, where 3 types of gradients want one each" in said
+    assert "ema_rows<f> on sm_90: 16-byte loads: 0 loops with at least 1 of them, where 3 are wanted" in said
     (tmp_path / "elf").write_text("ELF file    1: x.1.sm_75.cubin\n")
     with pytest.raises(SystemExit, match=r"expected kernels for one of \(80, 90, 100\), found none"):
         tool.main(["--check", "--binary", str(binary)])
