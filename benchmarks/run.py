@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 from bandwidth import read_rows
-from cases import SMALL, Case, grid
+from cases import DTYPES, SMALL, Case, grid
 from compare import surgery_rows
+from device import DevicePlan, device_rows
+from device_step import StepPlan, deep_trunk
 from distances import distance_rows
 from environment import Disturbance, describe, slug
 from memory import memory_rows, parameter_memory_rows, step_memory_rows
@@ -46,6 +48,7 @@ class Plan:
     parameter_memory_tasks: Sequence[int]
     distance_steps: int
     trunk: Callable[[], nn.Sequential]  # of what is timed and trained in parameter space; memory is always that of ResNet-18
+    device: DevicePlan
 
 
 FULL = Plan(
@@ -65,6 +68,25 @@ FULL = Plan(
     parameter_memory_tasks=(1, 2, 3, 6),
     distance_steps=48,
     trunk=residual_trunk,
+    device=DevicePlan(
+        copy_bytes=1 << 30,
+        cases=[
+            *(Case(tasks, 100_000_000 // tasks, dtype) for tasks in (2, 4, 8) for dtype in DTYPES),
+            *(Case(3, 25_000_000, dtype) for dtype in DTYPES),
+        ],
+        cached=[Case(3, numel) for numel in (10_000, 100_000, 1_000_000, 3_300_000)],  # up to 40 MB
+        replayed=[Case(3, 64 * 768, dtype) for dtype in DTYPES],  # a batch of 64 representations
+        effort=Effort(sample_s=0.0, budget_s=0.3, rounds=(10, 100)),
+        replay_effort=Effort(sample_s=1e-3, budget_s=0.3, rounds=(10, 100)),
+        backend="inductor",
+        step=StepPlan(
+            build=deep_trunk,
+            tasks=3,
+            batch=Batch(count=64, size=224),
+            checked=Batch(count=16, size=224),
+            effort=Effort(sample_s=0.0, budget_s=3.0, rounds=(10, 50)),
+        ),
+    ),
 )
 QUICK = Plan(
     cases=SMALL,
@@ -83,6 +105,22 @@ QUICK = Plan(
     parameter_memory_tasks=(1,),
     distance_steps=3,
     trunk=small_trunk,
+    device=DevicePlan(
+        copy_bytes=4_000_000,
+        cases=[Case(2, 20_000), Case(4, 20_000, "bfloat16")],
+        cached=[Case(3, 5_000)],
+        replayed=[Case(3, 2_000)],
+        effort=Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2)),
+        replay_effort=Effort(sample_s=2e-4, budget_s=0.0, rounds=(2, 2)),
+        backend="aot_eager",  # inductor would compile for a minute
+        step=StepPlan(
+            build=small_trunk,
+            tasks=3,
+            batch=Batch(count=2, size=32),
+            checked=Batch(count=2, size=32),
+            effort=Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2)),
+        ),
+    ),
 )
 
 PARTS: dict[str, Callable[[Plan, torch.device], list[Row]]] = {
@@ -96,6 +134,7 @@ PARTS: dict[str, Callable[[Plan, torch.device], list[Row]]] = {
         *parameter_memory_rows(device, plan.parameter_batch, plan.parameter_memory_tasks),
         *distance_rows(plan.distance_steps, device, plan.parameter_batch, plan.trunk, say=say),
     ],
+    "device": lambda plan, device: device_rows(plan.device, device, say=say),
 }
 
 
@@ -115,6 +154,9 @@ def main() -> None:
     disturbance = Disturbance()
     rows: list[Row] = []
     for part in a.only:
+        if part == "device" and device.type == "cpu" and not a.quick:
+            say("device: left out, as it tells of a GPU, and torch is told to use the CPU, or finds no GPU")
+            continue
         say(f"{part} ...")
         rows += PARTS[part](QUICK if a.quick else FULL, device)
     environment["others_share"] = disturbance.share()

@@ -14,6 +14,7 @@ from typing import Any
 from cases import Case
 from parameter_step import CONTENDERS, RIVALS
 from providers import PROVIDERS
+from providers.compiled import compiled_providers
 from results import FOLDER, Results, Row, latest
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
@@ -52,7 +53,8 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def render(results: Results) -> str:
     """One device's section."""
-    parts = [_heading(results), *_times(results), *_solvers(results), *_memory(results), *_parameters(results), *_facts(results)]
+    parts = [_heading(results), *_times(results), *_device(results), *_solvers(results), *_memory(results)]
+    parts += [*_parameters(results), *_facts(results)]
     return "\n".join(parts)
 
 
@@ -95,6 +97,46 @@ def _times(results: Results) -> list[str]:
 
 def _against(row: Row | None, mine: float) -> str:
     return "–" if row is None else f"{seconds(row['p50'])} ({digits(row['p50'] / mine)}×)"
+
+
+def _device(results: Results) -> list[str]:
+    copy = results.one("copy")
+    if copy is None:
+        return []
+    entered = {**PROVIDERS, **compiled_providers("inductor")}
+    surgery = results.where("device", what="surgery")
+    rivals = [name for name in entered if name != OURS and any(r["provider"] == name for r in surgery)]
+    rows = []
+    for mine in (r for r in surgery if r["provider"] == OURS):
+        point = {key: mine[key] for key in ("tasks", "numel", "dtype", "flushed")}
+        at = {r["provider"]: r for r in results.where("device", what="surgery", **point)}
+        K = results.one("device", what="gram", provider=OURS, **point)
+        cells = [mine["dtype"], str(mine["tasks"]), power(mine["numel"]), "flushed" if mine["flushed"] else "as it was"]
+        cells += [seconds(mine["p50"]), f"{mine['of_floor']:.0%}", f"{K['of_floor']:.0%}" if K else "–"]
+        rows.append([*cells, *(_against(at.get(name), mine["p50"]) for name in rivals)])
+    lines = [
+        f"PCGrad on the device, by its own events; each result checked first. %: (2T + 1) N coordinates at {copy['gb_per_s']:.0f} "
+        "GB/s, the bandwidth of a copy, over gradsurgery's time; likewise T N for its Gram matrix alone.",
+        "",
+        *table(["", "T", "N", "L2 cache", "gradsurgery", "%", "K, %", *(entered[name].title for name in rivals)], rows),
+    ]
+    steps = {r["form"]: r for r in results.where("device step")}
+    if steps:
+        plain = steps["plain"]
+        said = {"plain": "the sum", "split": "`split`", **{form: c.title for form, c in CONTENDERS.items() if form != "plain"}}
+        cells = [[said[form], _over(r["p50"], plain["p50"]), megabytes(r["extra_bytes"])] for form, r in steps.items()]
+        lines += [
+            f"Forward and backward pass of ResNet-50 with {plain['tasks']} tasks ({_batch(plain)}, autocast in "
+            f"{plain['precision']}), and the peak memory of one.",
+            "",
+            *table(["", "time", "memory"], cells),
+        ]
+    for mine in results.where("replay", provider=OURS):
+        at = {r["provider"]: r for r in results.where("replay", **{k: mine[k] for k in ("tasks", "numel", "dtype")})}
+        others = ", ".join(f"{entered[name].title} {_against(r, mine['p50'])}" for name, r in at.items() if name != OURS)
+        point = f"T = {mine['tasks']}, N = {mine['numel']:,}, {mine['dtype']}"
+        lines.append(f"- A replay of PCGrad in a CUDA graph ({point}) takes {seconds(mine['p50'])}; {others}.")
+    return [*lines, ""]
 
 
 def _solvers(results: Results) -> list[str]:

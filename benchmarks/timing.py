@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 Call = Callable[[], object]
+Sample = Callable[[Call, int], float]
+"""Runs a call so many times, and tells the seconds of one of them."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Times:
     samples: int
 
 
-def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device) -> dict[str, Times]:
-    """Times all contenders side by side; each leads a round as often as the others."""
+def host_clock(device: torch.device) -> Sample:
+    """Samples from the first call on the host to the end of the last on the device."""
     finish: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def sample(call: Call, repeats: int) -> float:
@@ -48,6 +50,12 @@ def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device) 
         finish()
         return (time.perf_counter() - start) / repeats
 
+    return sample
+
+
+def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device, sample: Sample | None = None) -> dict[str, Times]:
+    """Times all contenders side by side, by the host's clock unless told otherwise; each leads a round as often as the others."""
+    sample = sample or host_clock(device)
     repeats: dict[str, int] = {}
     for name, call in calls.items():
         sample(call, 1)  # warm: pools, caches, pages

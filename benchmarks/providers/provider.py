@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,11 @@ import torch
 from torch import Tensor
 
 Run = Callable[[], Tensor]
+
+
+def not_installed(name: str) -> str | None:
+    """Why nothing of another library's can be measured, or None; ``name`` begins with the library's."""
+    return "TorchJD is not installed" if name.startswith("torchjd") and importlib.util.find_spec("torchjd") is None else None
 
 
 def seed_all(seed: int) -> None:

@@ -133,6 +133,11 @@ def test_one_command_runs_everything(tmp_path: Path) -> None:
         "parameter step",
         "parameter memory",
         "weights distance",
+        "copy",
+        "device",
+        "replay",
+        "device step",
+        "left out",
     }
 
 

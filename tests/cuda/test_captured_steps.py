@@ -1,4 +1,7 @@
-"""Whole steps in a CUDA graph: captured by hand, and by torch.compile. Without a GPU these are skipped, as in ``test_gpu.py``."""
+"""Whole training steps, in every form: the host never waits; in a CUDA graph, captured by hand and by torch.compile.
+
+Without a GPU these are skipped, as in ``test_gpu.py``.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,32 @@ def assert_same(ours: Model, twin: Model) -> None:
 def batches(count: int, device: torch.device) -> list[Tensor]:
     g = torch.Generator().manual_seed(0)
     return [torch.randn(16, 12, generator=g).to(device) for _ in range(count)]
+
+
+@pytest.mark.parametrize("method", sorted(gs.methods()))
+@pytest.mark.parametrize("step", [by_split, by_detach, by_losses], ids=["split", "detach", "losses"])
+def test_a_step_of_every_method_and_form_never_waits(
+    device: torch.device, step: Callable[[Model, Tensor], None], method: str
+) -> None:
+    """torch's own check for synchronizing calls, and a stream that is still asleep when the step has returned."""
+    options: dict[str, Any] = {"seed": 3} if "seed" in gs.methods()[method].options else {}
+    options |= {"weights": (1.0, 2.0, 3.0, 4.0)} if method == "constant" else {}
+    model = Model(method, **options).to(device)
+    for x in batches(2, device):  # loads kernels, and makes what the method remembers
+        step(model, x)
+        model.zero_grad()
+    (x,) = batches(1, device)
+    torch.cuda.synchronize()
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(2_000_000_000)
+        step(model, x)
+        assert not torch.cuda.current_stream().query(), "the step waited for the device"
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    torch.cuda.synchronize()
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "gradvac", "cagrad", "mgda", "upgrad", "graddrop", "median", "moco", "dbmtl"])
