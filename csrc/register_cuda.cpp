@@ -111,6 +111,9 @@ struct SampleCall {
                     tasks);
     constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
     STD_TORCH_CHECK(samples <= kMost, "gradsurgery: surgery by sample takes at most ", kMost, " samples, found ", samples);
+    for (const Piece& piece : prepared.dense.rows().pieces)
+      STD_TORCH_CHECK(piece.numel <= samples * kMaxSampleRow, "gradsurgery: surgery by sample takes at most ", kMaxSampleRow,
+                      " coordinates of a sample in one tensor, found ", piece.numel / std::max<int64_t>(samples, 1));
     call.samples = samples;
     call.accumulate = accumulate;
   }
@@ -348,7 +351,7 @@ std::tuple<Tensor, Tensor> pcgrad_samples_(std::vector<Tensor> out, Gradients gr
   Tensor gram = scope.empty({samples, tasks, tasks}, ScalarType::Double);
   double* const K = static_cast<double*>(gram.mutable_data_ptr());
   Solver solver(samples, tasks, true, order, key, include_self, scale, scope);
-  if (tasks > kSharedTasks && samples > 0) {
+  if (samples > 0 && !samples_fuse(batch.prepared.table)) {
     batch.run(K, nullptr, scope);
     solver.problem.gram = K;
     solver.run(scope);

@@ -207,10 +207,14 @@ def test_features_without_a_batch(form: str) -> None:
     surgery = gs.GradientAggregator("mgda", tasks=2, group_by="sample")
     call = getattr(surgery, form)
     x = torch.randn((), requires_grad=True)
-    with pytest.raises(ValueError, match=r"features: expected a batch as first dimension, for surgery by sample, found a shape of \[\]"):
+    with pytest.raises(
+        ValueError, match=r"features: expected a batch as first dimension, for surgery by sample, found a shape of \[\]"
+    ):
         call(x)
     levels = {"p3": torch.randn(4, 2, requires_grad=True), "p4": torch.randn(2, 4, requires_grad=True)}
-    message = r"\['p4'\]: expected 4 samples in the first dimension, for surgery by sample, like \['p3'\]; found a shape of \[2, 4\]"
+    message = (
+        r"\['p4'\]: expected 4 samples in the first dimension, for surgery by sample, like \['p3'\]; found a shape of \[2, 4\]"
+    )
     with pytest.raises(ValueError, match=message):
         call(levels)
     with pytest.raises(ValueError, match=r"\[1\]: expected 4 samples"):

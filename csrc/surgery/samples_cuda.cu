@@ -52,7 +52,8 @@ void samples_cuda(RowTable& table, SamplesCuda call, void* stream) {
   const int tasks = table.tasks(), warps = sample_warps(tasks, numel);
   const SamplePlan plan = sample_plan(tasks, words, sample_memory(tasks, warps, call.solves()), most_shared_memory());
   call.window = plan.window;
-  const SampleKernel kernel = table.any_float64() ? sample_kernel_float64(tasks) : sample_kernel(tasks);
+  const bool float64 = call.gram ? table.rows_float64() : table.any_float64();
+  const SampleKernel kernel = float64 ? sample_kernel_float64(tasks) : sample_kernel(tasks);
   allow_shared_memory(kernel, plan.shared);
   const unsigned panels = call.gram ? sample_panels(tasks) : 1;
   GS_LAUNCH(kernel, dim3(unsigned(call.samples), panels), warps * kWarp, size_t(plan.shared), stream, table.parameter(), call);

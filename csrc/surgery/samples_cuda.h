@@ -11,10 +11,11 @@
 namespace gradsurgery {
 
 constexpr int kMaxSampleTasks = 1024;
-constexpr int kSampleTile = 8;       // with more than eight tasks a warp takes 8 x 8 pairs of them
-constexpr int kMaxSampleTiles = 10;  // a block: one for each warp; all of 32 tasks
-constexpr int kSampleWord = 16;      // bytes of a row that are staged as one
-constexpr int kWholeSample = -1;     // a window that is a whole row
+constexpr int kSampleTile = 8;                       // with more than eight tasks a warp takes 8 x 8 pairs of them
+constexpr int kMaxSampleTiles = 10;                  // a block: one for each warp; all of 32 tasks
+constexpr int kSampleWord = 16;                      // bytes of a row that are staged as one
+constexpr int64_t kMaxSampleRow = int64_t(1) << 30;  // coordinates of a piece: positions of words in it are 32-bit numbers
+constexpr int kWholeSample = -1;                     // a window that is a whole row
 
 // Shared memory of a launch that asks for no more, less than the 48 KB there are by what the kernel itself declares; and for
 // which it goes where samples have to be read twice, so that several blocks fit a multiprocessor.
@@ -88,8 +89,14 @@ inline Rows sample_rows(const Rows& rows, int64_t samples) {
   return result;
 }
 
-// The stages that `call` asks for by what it is given, for a table of `sample_rows`. K and w in one launch for up to kSharedTasks
-// tasks. `stream` is a cudaStream_t. Launch errors are left for the caller to collect.
+// Whether K, w and what they combine are found in one launch: K is added up in the type of the rows alone, so that it has the
+// bits of a K by itself.
+inline bool samples_fuse(const RowTable& table) {
+  return table.tasks() <= kSharedTasks && table.rows_float64() == table.any_float64();
+}
+
+// The stages that `call` asks for by what it is given, for a table of `sample_rows`; K and w in one launch where samples_fuse.
+// `stream` is a cudaStream_t. Launch errors are left for the caller to collect.
 void samples_cuda(RowTable& table, SamplesCuda call, void* stream);
 
 // Advances the key of random orders, unless some K is not finite; after all samples have read it.

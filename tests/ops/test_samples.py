@@ -271,7 +271,9 @@ def test_what_the_functions_refuse() -> None:
     for call in (gs.gram, gs.aggregate):
         with pytest.raises(ValueError, match=r"groups: expected None with samples=True"):
             call(G, groups=["a"], samples=True)
-        with pytest.raises(ValueError, match=r"grads\[...\]\[1\]: expected 3 samples in the first dimension.* found a shape of \[2\]"):
+        with pytest.raises(
+            ValueError, match=r"grads\[...\]\[1\]: expected 3 samples in the first dimension.* found a shape of \[2\]"
+        ):
             call([[torch.ones(3, 4), torch.ones(2)]] * 2, samples=True)
         with pytest.raises(ValueError, match=r"grads: expected a batch as first dimension"):
             call([torch.ones(())] * 2, samples=True)
