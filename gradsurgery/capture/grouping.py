@@ -79,8 +79,8 @@ def check_samples(shapes: Sequence[Sequence[int] | None], names: Callable[[], Se
         assert like is not None
         if shape[0] != like[0]:
             raise ValueError(
-                f"{names()[p]}: expected {like[0]} samples in the first dimension, for surgery by sample, like {names()[first]}; found "
-                f"a shape of {list(shape)}."
+                f"{names()[p]}: expected {like[0]} samples in the first dimension like {names()[first]}, for surgery by sample, "
+                f"found a shape of {list(shape)}."
             )
     batch = shapes[first]
     assert batch is not None

@@ -36,7 +36,7 @@ def of_the_whole(grads: Tensor) -> Callable[[], Tensor]:
 
 
 def test_a_wrong_one_is_refused() -> None:
-    with pytest.raises(AssertionError, match="whole: off by .* of the float64 oracle by sample"):
+    with pytest.raises(AssertionError, match=r"whole: off by .* of the float64 oracle by sample"):
         sample_rows([Batch(4, 5, 33)], TINY, CPU, {**CONTENDERS, "whole": of_the_whole})
 
 

@@ -1,4 +1,4 @@
-"""Operators of every sample by itself: compiled, and reference, against a loop over samples; and gs.gram(samples=True) and friends."""
+"""Operators of every sample by itself, compiled and reference, against a loop over samples; and ``samples=True`` of functions."""
 
 from __future__ import annotations
 
