@@ -23,19 +23,19 @@ class Batch:
     """A point: T gradients of B samples of N coordinates."""
 
     tasks: int
-    samples: int
+    batch: int
     numel: int
     dtype: str = "float32"
 
     @property
     def floor_bytes(self) -> int:
         """(T + 1) B N b: what one read of the gradients and one write of the result move."""
-        return (self.tasks + 1) * self.samples * self.numel * DTYPES[self.dtype].itemsize
+        return (self.tasks + 1) * self.batch * self.numel * DTYPES[self.dtype].itemsize
 
     def gradients(self, device: torch.device) -> Tensor:
         """As of a case, cut into samples. [T, B, N]"""
-        flat = gradients(Case(self.tasks, self.samples * self.numel, self.dtype), device)
-        return flat.view(self.tasks, self.samples, self.numel)
+        flat = gradients(Case(self.tasks, self.batch * self.numel, self.dtype), device)
+        return flat.view(self.tasks, self.batch, self.numel)
 
 
 def fused(grads: Tensor) -> Callable[[], Tensor]:

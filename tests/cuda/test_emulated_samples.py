@@ -176,6 +176,18 @@ def test_the_order_of_samples_is_the_order_of_results(emulator: Emulator, tasks:
     assert torch.equal(second, first[turn])
 
 
+@pytest.mark.parametrize(("tasks", "size"), [(2, 300), (5, 2_100), (12, 64), (34, 33)])
+def test_twenty_schedules_give_the_same_bits(emulator: Emulator, tasks: int, size: int) -> None:
+    G, order = maker(torch.bfloat16)(tasks, 3, size), torch.stack([torch.randperm(tasks) for _ in range(tasks)])
+    results = []
+    for seed in range(21):
+        out = torch.empty_like(G[0])
+        with emulator.schedule(seed):
+            results.append((*emulator.operators.pcgrad_samples_([out], [G], tasks, True, order), out))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(other, results[0], strict=True))
+
+
 def test_many_tasks(emulator: Emulator) -> None:
     """A panel of tiles a block, and windows of a few words."""
     check(emulator, Sample([maker(torch.float32)(200, 1, 70)], 200, stacked=True), tolerance_of(torch.float32))
