@@ -212,9 +212,7 @@ def test_features_without_a_batch(form: str) -> None:
     ):
         call(x)
     levels = {"p3": torch.randn(4, 2, requires_grad=True), "p4": torch.randn(2, 4, requires_grad=True)}
-    message = (
-        r"\['p4'\]: expected 4 samples in the first dimension, for surgery by sample, like \['p3'\]; found a shape of \[2, 4\]"
-    )
+    message = r"\['p4'\]: expected 4 samples in the first dimension like \['p3'\], .* found a shape of \[2, 4\]"
     with pytest.raises(ValueError, match=message):
         call(levels)
     with pytest.raises(ValueError, match=r"\[1\]: expected 4 samples"):
