@@ -65,7 +65,8 @@ class GradientAggregator(ParameterSpace):
         every: for how many steps weights are used: they are found in one, and serve the others after it, unless other tasks are
             present. Weights that are not finite are not kept: the last ones go on, or, where there are none, weights of 1. For
             methods whose weights K alone decides.
-        history: how many past steps ``history`` keeps (two small tensors each).
+        history: how many past steps ``history`` keeps (two small tensors each); None: 1024, or with ``group_by="sample"``, where
+            there are so many of them as samples, the last one.
 
     Raises:
         ValueError, TypeError: an unknown method or option; repeated names.
@@ -78,7 +79,7 @@ class GradientAggregator(ParameterSpace):
         tasks: Sequence[str] | int | None = None,
         group_by: GroupBy | None = None,
         every: int = 1,
-        history: int = 1024,
+        history: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(build(method, **options), TaskNames(tasks), group_by, every, history)

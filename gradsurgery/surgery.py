@@ -38,15 +38,19 @@ class Surgery(MethodMemory):
         names: of the tasks.
         group_by: a surgery of its own for each group of positions, or for each sample.
         every: for how many steps weights are used.
-        history: how many past steps are kept.
+        history: how many past steps are kept; None: 1024, or with samples the last one.
 
     Raises:
         ValueError, TypeError: what is no grouping, or no such number; ``every`` with a method that has no weights to use again, or
             with samples; samples with a method that cannot tell them apart.
     """
 
-    def __init__(self, method: Method, names: TaskNames, group_by: GroupBy | None, every: int, history: int) -> None:
+    def __init__(self, method: Method, names: TaskNames, group_by: GroupBy | None, every: int, history: int | None) -> None:
         super().__init__(method, names)
+        self._group_by = group_by
+        self._by_sample = group_by == SAMPLE and method.spec.family != "coordinatewise"
+        if history is None:
+            history = 1 if self._by_sample else 1024
         check_integer("history", history, at_least=1)
         check_integer("every", every, at_least=1)
         if group_by == SAMPLE:
@@ -57,8 +61,6 @@ class Surgery(MethodMemory):
             group_labels((), group_by)  # refuses what is no grouping
         if every > 1:
             self._check_weighted("every", f"every={every}")
-        self._group_by = group_by
-        self._by_sample = group_by == SAMPLE and method.spec.family != "coordinatewise"
         self._reuse = Reuse(every)
         self._history: deque[Statistics] = deque(maxlen=history)
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()

@@ -171,6 +171,14 @@ def test_split_in_a_compiled_function() -> None:
     assert surgery.statistics().weights.shape == (B, T)
 
 
+def test_only_the_last_step_is_kept_unless_asked() -> None:
+    kept = {asked: gs.GradientAggregator("mgda", group_by="sample", history=asked) for asked in (None, 2)}
+    for surgery in kept.values():
+        for _ in range(3):
+            surgery.aggregate(directions())
+    assert [len(surgery.history) for surgery in kept.values()] == [1, 2]
+
+
 def test_gradnorm_hears_the_gram_matrix_of_all() -> None:
     rows, heard = directions(), []
     surgery = gs.GradientAggregator("pcgrad", group_by="sample")
