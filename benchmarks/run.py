@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 from bandwidth import read_rows
+from by_sample import Batch as SampleBatch
+from by_sample import sample_rows
 from cases import DTYPES, SMALL, Case, grid
 from compare import surgery_rows
 from device import DevicePlan, device_rows
@@ -34,6 +36,7 @@ class Plan:
 
     cases: list[Case]
     effort: Effort
+    sample_batches: list[SampleBatch]
     solver_tasks: Sequence[int]
     solver_effort: Effort  # a few of the solvers that are compared take a second a round
     read_cases: list[Case]
@@ -54,6 +57,7 @@ class Plan:
 FULL = Plan(
     cases=grid(),
     effort=Effort(sample_s=1e-3, budget_s=2.0, rounds=(9, 300)),
+    sample_batches=[SampleBatch(4, 256, 768)],
     solver_tasks=TASKS,
     solver_effort=Effort(sample_s=1e-3, budget_s=0.5, rounds=(9, 300)),
     read_cases=[*(Case(tasks, 10_000_000) for tasks in (2, 4, 8)), Case(4, 30_000_000)],
@@ -91,6 +95,7 @@ FULL = Plan(
 QUICK = Plan(
     cases=SMALL,
     effort=Effort(sample_s=2e-4, budget_s=0.1, rounds=(3, 20)),
+    sample_batches=[SampleBatch(3, 8, 64)],
     solver_tasks=(2, 3),
     solver_effort=Effort(sample_s=2e-4, budget_s=0.02, rounds=(2, 20)),
     read_cases=[Case(4, 100_000)],
@@ -125,6 +130,7 @@ QUICK = Plan(
 
 PARTS: dict[str, Callable[[Plan, torch.device], list[Row]]] = {
     "surgery": lambda plan, device: surgery_rows(plan.cases, plan.effort, device, say=say),
+    "samples": lambda plan, device: sample_rows(plan.sample_batches, plan.effort, device, say=say),
     "solvers": lambda plan, device: solver_rows(plan.solver_tasks, plan.solver_effort, device, say=say),
     "read": lambda plan, device: read_rows(plan.read_cases, plan.effort, device, plan.probe_bytes),
     "step": lambda plan, device: step_rows(plan.step_effort, device, plan.step_batch),

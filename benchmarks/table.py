@@ -290,6 +290,13 @@ def _facts(results: Results) -> list[str]:
         lines.append(
             f"- Relative error against float64 surgery on the full vectors at T = 4, N = {power(largest)}, float32: {found}."
         )
+    for ours in results.where("by sample", provider=OURS):
+        point = {name: ours[name] for name in ("tasks", "batch", "numel", "dtype")}
+        others = {r["provider"]: r["p50"] / ours["p50"] for r in results.where("by sample", **point)}
+        lines.append(
+            f"- Surgery by sample, T = {ours['tasks']}, B = {ours['batch']}, N = {ours['numel']}, {ours['dtype']}: "
+            f"{seconds(ours['p50'])}; a loop over the samples takes {others['loop']:.1f}× of that, torch.bmm {others['bmm']:.1f}×."
+        )
     steps = {r["form"]: r for r in results.where("step")}
     if steps:
         plain = steps["plain"]

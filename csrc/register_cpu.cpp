@@ -6,6 +6,7 @@
 #include "buffers/buffers.h"
 #include "combine/rule_tensors.h"
 #include "common/tensors.h"
+#include "surgery/samples.h"
 #include "surgery/surgery.h"
 #include "weights/solve_tensors.h"
 
@@ -122,6 +123,41 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
   return {gram, w};
 }
 
+// The rows of a batch, sample by sample.
+struct SampleRows {
+  int64_t samples;
+  Rows rows;
+
+  SampleRows(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out)
+      : samples(count_samples(grads, stacked, out)),
+        rows(rows_of(grads, tasks, stacked, out, {}, 1, Coordinates::samples_first)) {}
+};
+
+Tensor gram_samples(Gradients grads, int64_t tasks, bool stacked) {
+  const SampleRows batch(grads, tasks, stacked, nullptr);
+  Tensor result = empty_f64({batch.samples, tasks, tasks});
+  gram_samples_cpu(batch.rows, batch.samples, torch_threads(), static_cast<double*>(result.mutable_data_ptr()));
+  return result;
+}
+
+void combine_samples_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
+  STD_TORCH_CHECK(weights.dim() == 2, "gradsurgery: weights must be [B, T]");
+  const SampleRows batch(grads, weights.size(1), stacked, &out);
+  STD_TORCH_CHECK(weights.size(0) == batch.samples, "gradsurgery: weights must be [B, T]");
+  combine_samples_cpu(batch.rows, batch.samples, float64_data(weights, "weights"), accumulate, torch_threads());
+}
+
+std::tuple<Tensor, Tensor> pcgrad_samples_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked,
+                                           std::optional<Tensor> order, std::optional<Tensor> key, bool include_self,
+                                           double scale, bool accumulate) {
+  const SampleRows batch(grads, tasks, stacked, &out);
+  const Order how(order, key, tasks, include_self, scale);
+  Tensor gram = empty_f64({batch.samples, tasks, tasks}), w = empty_f64({batch.samples, tasks});
+  pcgrad_samples_cpu(batch.rows, batch.samples, how.options, how.order, how.key, accumulate, torch_threads(),
+                     static_cast<double*>(gram.mutable_data_ptr()), static_cast<double*>(w.mutable_data_ptr()));
+  return {gram, w};
+}
+
 // Whether a step goes ahead; a call without the flag always does.
 bool goes_ahead(const std::optional<Tensor>& valid) {
   if (!valid) return true;
@@ -165,6 +201,9 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CPU, m) {
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
   m.impl("coordinatewise_", TORCH_BOX(&gradsurgery::ops::coordinatewise_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
+  m.impl("gram_samples", TORCH_BOX(&gradsurgery::ops::gram_samples));
+  m.impl("combine_samples_", TORCH_BOX(&gradsurgery::ops::combine_samples_));
+  m.impl("pcgrad_samples_", TORCH_BOX(&gradsurgery::ops::pcgrad_samples_));
   m.impl("ema_gram_", TORCH_BOX(&gradsurgery::ops::ema_gram_));
   m.impl("excess_risk_", TORCH_BOX(&gradsurgery::ops::excess_risk_));
 }

@@ -2,6 +2,8 @@
 // Nothing here waits for the device: K, w and PCGrad's step live there, and every stage is a launch on the current stream.
 #include <Python.h>
 
+#include <limits>
+
 #include "buffers/buffers_cuda.h"
 #include "combine/combine_cuda.h"
 #include "combine/coordinatewise_cuda.h"
@@ -10,6 +12,7 @@
 #include "common/cuda_table_on_device.h"
 #include "common/cuda_tensors.h"
 #include "gram/gram_cuda.h"
+#include "surgery/samples_cuda.h"
 #include "weights/pcgrad_cuda.h"
 #include "weights/solve_cuda.h"
 #include "weights/solve_tensors.h"
@@ -50,6 +53,14 @@ struct Prepared {
         table(dense.rows()),
         on_device(table, scope) {}
 
+  // Of a batch, sample by sample.
+  Prepared(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out, bool accumulate, int64_t samples,
+           const DeviceScope& scope)
+      : dense(rows_of(checked(grads, out, scope), tasks, stacked, out, {}, 1, Coordinates::samples_first), scope, accumulate),
+        table(sample_rows(dense.rows(), samples)) {
+    place(scope);
+  }
+
   Prepared(const Rule& rule, const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>& out, bool accumulate,
            const DeviceScope& scope)
       : dense(rows_for(rule, checked(grads, &out, scope), tasks, stacked, out), scope, accumulate),
@@ -77,6 +88,35 @@ struct Partials {
         blocks(gram_launch(prepared.table).blocks) {
     gram_partials_cuda(prepared.table, data, scope.stream());
     scope.check_launch();
+  }
+};
+
+// Surgery by sample: what is there of K and w is found, or combined with.
+struct SampleCall {
+  int64_t samples;
+  SamplesCuda call;
+  Prepared prepared;
+
+  SampleCall(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out, bool accumulate,
+             const DeviceScope& scope)
+      : samples(count_samples(grads, stacked, out)), prepared(grads, tasks, stacked, out, accumulate, samples, scope) {
+    STD_TORCH_CHECK(tasks <= kMaxSampleTasks, "gradsurgery: surgery by sample takes at most ", kMaxSampleTasks, " tasks, found ",
+                    tasks);
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    STD_TORCH_CHECK(samples <= kMost, "gradsurgery: surgery by sample takes at most ", kMost, " samples, found ", samples);
+    for (const Piece& piece : prepared.dense.rows().pieces)
+      STD_TORCH_CHECK(piece.numel <= samples * kMaxSampleRow, "gradsurgery: surgery by sample takes at most ", kMaxSampleRow,
+                      " coordinates of a sample in one tensor, found ", piece.numel / std::max<int64_t>(samples, 1));
+    call.samples = samples;
+    call.accumulate = accumulate;
+  }
+
+  void run(double* gram, double* w, const DeviceScope& scope) {
+    call.gram = gram;
+    call.w = w;
+    samples_cuda(prepared.table, call, scope.stream());
+    scope.check_launch();
+    if (w) prepared.dense.finish();
   }
 };
 
@@ -272,6 +312,55 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
   return {gram, solver.w};
 }
 
+Tensor gram_samples(Gradients grads, int64_t tasks, bool stacked) {
+  const DeviceScope scope(first_present(grads));
+  SampleCall batch(grads, tasks, stacked, nullptr, false, scope);
+  Tensor result = scope.empty({batch.samples, tasks, tasks}, ScalarType::Double);
+  batch.run(static_cast<double*>(result.mutable_data_ptr()), nullptr, scope);
+  return result;
+}
+
+void combine_samples_(std::vector<Tensor> out, Gradients grads, Tensor weights, bool stacked, bool accumulate) {
+  if (out.empty()) return;
+  const DeviceScope scope(out.front());
+  STD_TORCH_CHECK(weights.dim() == 2, "gradsurgery: weights must be [B, T]");
+  SampleCall batch(grads, weights.size(1), stacked, &out, accumulate, scope);
+  STD_TORCH_CHECK(weights.size(0) == batch.samples, "gradsurgery: weights must be [B, T]");
+  batch.run(nullptr, float64_data(weights, scope, "weights"), scope);
+}
+
+std::tuple<Tensor, Tensor> pcgrad_samples_(std::vector<Tensor> out, Gradients grads, int64_t tasks, bool stacked,
+                                           std::optional<Tensor> order, std::optional<Tensor> key, bool include_self,
+                                           double scale, bool accumulate) {
+  const DeviceScope scope(first_present(grads));
+  SampleCall batch(grads, tasks, stacked, &out, accumulate, scope);
+  const int64_t samples = batch.samples;
+  Tensor gram = scope.empty({samples, tasks, tasks}, ScalarType::Double);
+  double* const K = static_cast<double*>(gram.mutable_data_ptr());
+  Solver solver(samples, tasks, true, order, key, include_self, scale, scope);
+  if (samples > 0 && !samples_fuse(batch.prepared.table)) {
+    batch.run(K, nullptr, scope);
+    solver.problem.gram = K;
+    solver.run(scope);
+    batch.run(nullptr, solver.problem.w, scope);
+    return {gram, solver.w};
+  }
+  std::optional<Tensor> broken;
+  batch.call.options = solver.problem.options;
+  batch.call.order = solver.problem.order;
+  batch.call.key = solver.problem.key;
+  if (key) {
+    broken = scope.empty({samples}, ScalarType::Int);
+    batch.call.broken = static_cast<int32_t*>(broken->mutable_data_ptr());
+  }
+  batch.run(K, solver.problem.w, scope);
+  if (key) {
+    advance_samples_cuda(batch.call.broken, samples, solver.problem.key, scope.stream());
+    scope.check_launch();
+  }
+  return {gram, solver.w};
+}
+
 Tensor ema_gram_(std::vector<Tensor> buffers, Gradients grads, int64_t tasks, bool stacked, Tensor scales, Tensor rate,
                  std::optional<Tensor> valid) {
   const DeviceScope scope(first_present(grads));
@@ -326,6 +415,9 @@ STABLE_TORCH_LIBRARY_IMPL(gradsurgery, CUDA, m) {
   m.impl("combine_", TORCH_BOX(&gradsurgery::ops::combine_));
   m.impl("coordinatewise_", TORCH_BOX(&gradsurgery::ops::coordinatewise_));
   m.impl("pcgrad_", TORCH_BOX(&gradsurgery::ops::pcgrad_));
+  m.impl("gram_samples", TORCH_BOX(&gradsurgery::ops::gram_samples));
+  m.impl("combine_samples_", TORCH_BOX(&gradsurgery::ops::combine_samples_));
+  m.impl("pcgrad_samples_", TORCH_BOX(&gradsurgery::ops::pcgrad_samples_));
   m.impl("ema_gram_", TORCH_BOX(&gradsurgery::ops::ema_gram_));
   m.impl("excess_risk_", TORCH_BOX(&gradsurgery::ops::excess_risk_));
 }

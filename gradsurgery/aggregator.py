@@ -14,7 +14,7 @@ from gradsurgery.capture.batch import Batch
 from gradsurgery.capture.detach import Detached
 from gradsurgery.capture.features import Features, passes_through
 from gradsurgery.capture.gradients import TaskGradients
-from gradsurgery.capture.grouping import GroupBy
+from gradsurgery.capture.grouping import SAMPLE, GroupBy, check_samples
 from gradsurgery.capture.parameters import Parameters, TaskLosses
 from gradsurgery.capture.split import split
 from gradsurgery.capture.tasks import TaskNames
@@ -58,13 +58,15 @@ class GradientAggregator(ParameterSpace):
         tasks: the tasks' names, or their number. Without it tasks are numbered, or named as they first appear.
         group_by: surgery of its own for each group of tensors: "tensor", "layer" (those whose names differ in the last component
             alone), or a function from a tensor's name to its group. Names are key paths of features such as ``['p3']``, a module's
-            names of its parameters, and positions such as ``[0]`` in ``aggregate``. None: one surgery on all of them. Surgery by
-            group is another algorithm than surgery on the whole (but for methods that treat every coordinate by itself); weights
-            and K are then [G, T], [G, T, T].
+            names of its parameters, and positions such as ``[0]`` in ``aggregate``. "sample": for each sample of a batch, which is
+            the first dimension of all features; not in parameter space, nor for methods with memory of a group. None: one surgery
+            on all of them. Surgery by group is another algorithm than surgery on the whole (but for methods that treat every
+            coordinate by itself); weights and K are then [G, T], [G, T, T], with the B samples for groups [B, T], [B, T, T].
         every: for how many steps weights are used: they are found in one, and serve the others after it, unless other tasks are
             present. Weights that are not finite are not kept: the last ones go on, or, where there are none, weights of 1. For
             methods whose weights K alone decides.
-        history: how many past steps ``history`` keeps (two small tensors each).
+        history: how many past steps ``history`` keeps (two small tensors each); None: 1024, or with ``group_by="sample"``, where
+            there are so many of them as samples, the last one.
 
     Raises:
         ValueError, TypeError: an unknown method or option; repeated names.
@@ -77,7 +79,7 @@ class GradientAggregator(ParameterSpace):
         tasks: Sequence[str] | int | None = None,
         group_by: GroupBy | None = None,
         every: int = 1,
-        history: int = 1024,
+        history: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__(build(method, **options), TaskNames(tasks), group_by, every, history)
@@ -102,17 +104,24 @@ class GradientAggregator(ParameterSpace):
         refuse that a view which leaves the function is overwritten, and with it the others.
 
         Raises:
-            ValueError: features without grad, an unknown or repeated name, no task, or a number that contradicts the names.
+            ValueError: features without grad, an unknown or repeated name, no task, or a number that contradicts the names; with
+                ``group_by="sample"``, features without a batch, or of different ones.
             TypeError: features without a tensor.
             RuntimeError: (in backward) losses that are propagated one by one; ``create_graph``; or, compiled, ``retain_graph``.
         """
         names = self._names.present(tasks)
         if passes_through(self.training):
             return (features,) * len(names)
-        taken = Features.of(features, "split")
+        taken = self._features(features, "split")
         if torch.compiler.is_compiling():
-            return split_in_graph(taken, self._number, names, [] if self._group_by is None else taken.paths)
+            return split_in_graph(taken, self._number, names, [] if self._group_by in (None, SAMPLE) else taken.paths)
         return split(taken, len(names), lambda grads: self._surgery(grads, names, lambda: taken.paths))
+
+    def _features(self, features: Any, caller: str) -> Features:
+        taken = Features.of(features, caller)
+        if self._by_sample:
+            check_samples([tensor.shape for tensor in taken.tensors], lambda: taken.paths)
+        return taken
 
     # --- form B -------------------------------------------------------------------------------------------------------------
 
@@ -121,7 +130,7 @@ class GradientAggregator(ParameterSpace):
 
         Raises:
             RuntimeError: the features of an earlier ``detach`` still wait for ``backward()``; or this is being compiled.
-            ValueError: features without grad.
+            ValueError: features without grad; or as for ``split`` with ``group_by="sample"``.
             TypeError: features without a tensor.
         """
         if passes_through(self.training):
@@ -136,7 +145,7 @@ class GradientAggregator(ParameterSpace):
                 "detach: the features of an earlier detach() still wait for backward(). Call backward() once a step, after the "
                 "heads, or reset() to drop a step that was given up."
             )
-        self._detached = Detached(Features.of(features, "detach"))
+        self._detached = Detached(self._features(features, "detach"))
         return self._detached.tree
 
     @contextmanager

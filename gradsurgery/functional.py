@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import DTYPES, GradientLike, TaskGradients, check_against, check_matrix
-from gradsurgery.capture.grouping import group_indices
+from gradsurgery.capture.grouping import check_samples, group_indices
 from gradsurgery.capture.losses import LossesLike, losses_tensor
 from gradsurgery.methods import Method, Step, build
+from gradsurgery.methods.by_sample import check_by_sample
 from gradsurgery.methods.preference import presence
 from gradsurgery.methods.registry import NO_STEP, check_gram, check_takes_against
 
@@ -20,8 +21,10 @@ Gradients = Tensor | Sequence[GradientLike]
 Gradient = Tensor | list[Tensor] | list[Tensor | None]
 
 
-def gram(grads: Gradients, *, groups: Sequence[Hashable] | None = None, against: Gradients | None = None) -> Tensor:
-    """K_ij = <g_i, g_j>, or <g_i, h_j> with h = ``against``; summed over all coordinates, or over those of each group.
+def gram(
+    grads: Gradients, *, groups: Sequence[Hashable] | None = None, against: Gradients | None = None, samples: bool = False
+) -> Tensor:
+    """K_ij = <g_i, g_j>, or <g_i, h_j> with h = ``against``; summed over all coordinates, or over those of each group or sample.
 
     Args:
         grads: a tensor [T, ...], or one entry a task: a tensor, a list of P tensors or Nones, or None for an absent task, whose row
@@ -29,17 +32,22 @@ def gram(grads: Gradients, *, groups: Sequence[Hashable] | None = None, against:
         groups: a label for each of the P tensors of a task's gradient: one K for all tensors of equal label, in the order in which
             labels appear first, from one read of all. The sum of these K is the K of all tensors.
         against: a second set of gradients, of S tasks with the same tensors. Each set is read once.
+        samples: the gradients are those of a batch of B samples, [B, ...]: one K for each sample, from one read of all.
 
     Returns:
         K [T, T], float64, on the gradients' device; symmetric by construction, and differentiable. [T, S] with ``against``. With
-        ``groups`` [G, T, T] or [G, T, S].
+        ``groups`` [G, T, T] or [G, T, S], with ``samples`` [B, T, T].
 
     Raises:
         TypeError, ValueError: an entry of the wrong type, dtype, shape or device, or no gradient at all; ``groups`` that are not
-            one hashable label a tensor; ``against`` that does not fit ``grads``.
+            one hashable label a tensor; ``against`` that does not fit ``grads``; ``samples`` beside these, or with gradients that
+            do not all have the same first dimension.
     """
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
+    if samples:
+        _check_samples(given, groups, against)
+        return ops.gram_samples(given.entries, given.tasks, given.stacked)
     of_piece = None if groups is None else group_indices(groups, given.pieces)
     if against is None:
         return ops.gram(given.entries, given.tasks, given.stacked, of_piece)
@@ -54,7 +62,7 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
     """The weights w [T] of a method from K [T, T], both float64 on one device; without memory of earlier calls.
 
     Args:
-        gram: K, as ``gram`` returns it; [G, T, T] for G groups gives w [G, T].
+        gram: K, as ``gram`` returns it; [G, T, T] for G groups, or samples, gives w [G, T].
         method: a name of ``gradsurgery.methods()``, or a built method; options follow as keywords.
         losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence, None for an absent task, whose row and
             column of K do not count then.
@@ -83,15 +91,23 @@ def weights(gram: Tensor, method: str | Method = "pcgrad", *, losses: LossesLike
     return w
 
 
-def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Sequence[Hashable] | None = None) -> Gradient:
+def combine(
+    grads: Gradients,
+    weights: Tensor,
+    *,
+    out: Any = None,
+    groups: Sequence[Hashable] | None = None,
+    samples: bool = False,
+) -> Gradient:
     """sum_t w_t g_t, summed in float64 on the CPU and in float32 or better on CUDA, then rounded (by way of float32 to 16 bits).
 
     Args:
         grads: as for ``gram``.
-        weights: w [T], or [G, T] with ``groups``; another floating dtype is converted to float64.
+        weights: w [T], or [G, T] with ``groups``, [B, T] with ``samples``; another floating dtype is converted to float64.
         out: where to write, of one task's form; may be one of the gradients. Without it the result is new, and differentiable in
             grads and weights.
         groups: as for ``gram``: each tensor is combined with the weights of its group.
+        samples: as for ``gram``: each sample is combined with weights of its own.
 
     Returns:
         A gradient of one task's form: a tensor, or a list of P (None where no task has a gradient).
@@ -102,7 +118,8 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Seque
     given = TaskGradients.of(grads)
     ops.warn_if_reference(given.device)
     of_piece = None if groups is None else group_indices(groups, given.pieces)
-    shape = (given.tasks,) if of_piece is None else (max(of_piece) + 1, given.tasks)
+    batch = [_check_samples(given, groups, None)] if samples else [] if of_piece is None else [max(of_piece) + 1]
+    shape = (*batch, given.tasks)
     if not isinstance(weights, Tensor) or weights.shape != shape:
         found = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
         raise ValueError(f"weights: expected a tensor of shape {list(shape)}, found {found}.")
@@ -113,10 +130,20 @@ def combine(grads: Gradients, weights: Tensor, *, out: Any = None, groups: Seque
     w = weights.to(torch.float64).contiguous()
     if out is None:
         groups_reached = None if of_piece is None else [of_piece[p] for p in given.reached()]
-        return _filled(given, lambda present: ops.combine(present.entries, w, present.stacked, groups_reached), given.reached())
+
+        def run(present: TaskGradients) -> list[Tensor]:
+            if samples:
+                return ops.combine_samples(present.entries, w, present.stacked)
+            return ops.combine(present.entries, w, present.stacked, groups_reached)
+
+        return _filled(given, run, given.reached())
     targets = checked_targets(given, out)
     with torch.no_grad():
-        ops.combine_(targets, given.entries, w, given.stacked, groups=of_piece)
+        if samples:
+            targets, given = _reached(targets, given)
+            ops.combine_samples_(targets, given.entries, w, given.stacked)
+        else:
+            ops.combine_(targets, given.entries, w, given.stacked, groups=of_piece)
     return out  # type: ignore[no-any-return]
 
 
@@ -128,6 +155,7 @@ def aggregate(
     losses: LossesLike | None = None,
     against: Gradients | None = None,
     groups: Sequence[Hashable] | None = None,
+    samples: bool = False,
     **options: Any,
 ) -> Gradient:
     """combine(grads, weights(gram(grads), method)): surgery on T gradients in two reads (coordinate-wise methods: one) and no copy.
@@ -142,18 +170,22 @@ def aggregate(
         losses: the tasks' losses, for methods that ask for them: a tensor [T] or a sequence, None for an absent task.
         against: the gradients of a second batch, of the form of ``grads``, for methods that multiply two batches' gradients.
         groups: as for ``gram``: surgery of its own on the tensors of each label.
+        samples: as for ``gram``: surgery of its own on each sample.
 
     Returns:
         The gradient, of one task's form; ``out`` where given. Not differentiable.
 
     Raises:
         TypeError, ValueError: as for ``gram`` and ``combine``; an unknown method or option; no loss of a task with a gradient, for
-            a method that asks for it; ``against`` for a method that works on one batch.
+            a method that asks for it; ``against`` for a method that works on one batch; ``samples`` for one that needs more than K,
+            or remembers something of a group.
     """
     chosen = build(method, **options)
     if against is not None:
         check_takes_against(chosen)
-    if isinstance(grads, Tensor) and groups is None:
+    if samples:
+        check_by_sample(chosen, "samples")
+    if isinstance(grads, Tensor) and groups is None and not samples:
         if out is None:
             check_matrix(grads)
             out = torch.empty_like(grads[0], requires_grad=False)
@@ -167,23 +199,31 @@ def aggregate(
         missing = [t for t, (loss, here) in enumerate(zip(losses, given.present, strict=True)) if here and loss is None]
         if missing:
             raise ValueError(f"losses: expected one of every task with a gradient, found none of tasks {missing}.")
+    if samples:
+        _check_samples(given, groups, against)
     step = Step(present=given.present, losses=told, against=second)
     # With groups all positions stay, so that a group's number, by which it draws at random, does not depend on what is reached.
     of_piece = [] if groups is None else group_indices(groups, given.pieces)
     reached = list(range(given.pieces)) if of_piece else given.reached()
+    by_sample = samples and chosen.spec.family != "coordinatewise"
+
+    def surgery_(targets: list[Tensor], present: TaskGradients) -> None:
+        if by_sample:
+            chosen.samples_surgery_(targets, present, step)
+        else:
+            chosen.surgery_(targets, present, step, of_piece)
+
     with torch.no_grad():
         if out is not None:
             targets = checked_targets(given, out)
-            if len(reached) < given.pieces:
-                for p in set(range(given.pieces)) - set(reached):
-                    targets[p].zero_()
-                targets, given = [targets[p] for p in reached], given.at(reached, range(given.tasks))
-            chosen.surgery_(targets, given, step, of_piece)
+            if not of_piece:
+                targets, given = _reached(targets, given)
+            surgery_(targets, given)
             return out  # type: ignore[no-any-return]
 
         def surgery(present: TaskGradients) -> list[Tensor]:
             targets = present.empty()
-            chosen.surgery_(targets, present, step, of_piece)
+            surgery_(targets, present)
             return targets
 
         return _filled(given, surgery, reached)
@@ -200,6 +240,29 @@ def second_batch(given: TaskGradients, against: Gradients) -> TaskGradients:
     if second.tasks != given.tasks:
         raise ValueError(f"against: expected {given.tasks} tasks like grads, found {second.tasks}.")
     return second if given.stacked and second.stacked else second.at(given.reached(), range(given.tasks))
+
+
+def _check_samples(given: TaskGradients, groups: Sequence[Hashable] | None, against: Gradients | None) -> int:
+    """B of gradients [B, ...].
+
+    Raises:
+        ValueError: there is something else that has a K of its own; or the gradients have no batch, or different ones.
+    """
+    for name, other in (("groups", groups), ("against", against)):
+        if other is not None:
+            raise ValueError(f"{name}: expected None with samples=True, as each sample has one K; found {type(other).__name__}.")
+    names = ["grads"] if given.single else [f"grads[...][{p}]" for p in range(given.pieces)]
+    return check_samples([given.shape(p) for p in range(given.pieces)], lambda: names)
+
+
+def _reached(targets: list[Tensor], given: TaskGradients) -> tuple[list[Tensor], TaskGradients]:
+    """Those where some task has a gradient; the other targets are zeroed."""
+    reached = given.reached()
+    if len(reached) == given.pieces:
+        return targets, given
+    for p in set(range(given.pieces)) - set(reached):
+        targets[p].zero_()
+    return [targets[p] for p in reached], given.at(reached, range(given.tasks))
 
 
 def _filled(given: TaskGradients, run: Callable[[TaskGradients], list[Tensor]], positions: Sequence[int]) -> Gradient:

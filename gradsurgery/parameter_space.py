@@ -14,6 +14,7 @@ from gradsurgery.capture.called import Called
 from gradsurgery.capture.column import Column, entries
 from gradsurgery.capture.gradients import TaskGradients
 from gradsurgery.capture.graph import Graph, edges_of, reaches
+from gradsurgery.capture.grouping import SAMPLE
 from gradsurgery.capture.parameters import (
     Parameter,
     Parameters,
@@ -26,10 +27,11 @@ from gradsurgery.capture.parameters import (
     write_grads,
 )
 from gradsurgery.capture.passes import Passes, Rows
+from gradsurgery.methods.registry import WEIGHTED
 from gradsurgery.one_pass import OnePass, gram_of, measured_leaves, shared_leaves
 from gradsurgery.options import check_bool, check_choice
 from gradsurgery.spare import Spare
-from gradsurgery.surgery import WEIGHTED, Surgery
+from gradsurgery.surgery import Surgery
 
 
 class ParameterSpace(Surgery):
@@ -183,6 +185,11 @@ class ParameterSpace(Surgery):
                 f"backward: expected one process, found {torch.distributed.get_world_size()}. The gradients of losses do not pass "
                 "through DistributedDataParallel's hooks, so nobody would average them. Use split() or detach(), whose trunk "
                 "is propagated as usual."
+            )
+        if self._group_by == SAMPLE:
+            raise ValueError(
+                "group_by: expected 'layer', 'tensor' or a function for surgery on parameters, whose gradients are sums over the "
+                "samples of a batch; found 'sample'. Use split() or detach()."
             )
         found = task_losses(losses)
         names = list(losses) if isinstance(losses, Mapping) else self._names.present(len(found))

@@ -15,20 +15,19 @@ from torch.utils.hooks import RemovableHandle
 from gradsurgery import ops
 from gradsurgery.capture.batch import safe
 from gradsurgery.capture.gradients import TaskGradients
-from gradsurgery.capture.grouping import GroupBy, group_labels
+from gradsurgery.capture.grouping import SAMPLE, GroupBy, check_samples, group_labels, sample_names
 from gradsurgery.capture.losses import scalar_loss, stacked
 from gradsurgery.capture.tasks import TaskNames
 from gradsurgery.memory import MethodMemory
 from gradsurgery.methods import Method, Solution, Step
+from gradsurgery.methods.by_sample import check_by_sample
+from gradsurgery.methods.registry import WEIGHTED
 from gradsurgery.monitor import Statistics
 from gradsurgery.options import check_integer
 from gradsurgery.reuse import Reuse, Served
 
 StepHook = Callable[[Statistics, Tensor], None]
 L = TypeVar("L", bound=Mapping[str, Tensor] | Sequence[Tensor | None])
-
-WEIGHTED = ("gram", "scalarization", "cross")
-"""Families whose result is a weighted sum of the gradients that K alone decides."""
 
 
 class Surgery(MethodMemory):
@@ -37,23 +36,31 @@ class Surgery(MethodMemory):
     Args:
         method: that turns K into weights.
         names: of the tasks.
-        group_by: a surgery of its own for each group of positions.
+        group_by: a surgery of its own for each group of positions, or for each sample.
         every: for how many steps weights are used.
-        history: how many past steps are kept.
+        history: how many past steps are kept; None: 1024, or with samples the last one.
 
     Raises:
-        ValueError, TypeError: what is no grouping, or no such number; ``every`` with a method that has no weights to use again.
+        ValueError, TypeError: what is no grouping, or no such number; ``every`` with a method that has no weights to use again, or
+            with samples; samples with a method that cannot tell them apart.
     """
 
-    def __init__(self, method: Method, names: TaskNames, group_by: GroupBy | None, every: int, history: int) -> None:
+    def __init__(self, method: Method, names: TaskNames, group_by: GroupBy | None, every: int, history: int | None) -> None:
         super().__init__(method, names)
-        if group_by is not None:
-            group_labels((), group_by)  # refuses what is no grouping
+        self._group_by = group_by
+        self._by_sample = group_by == SAMPLE and method.spec.family != "coordinatewise"
+        if history is None:
+            history = 1 if self._by_sample else 1024
         check_integer("history", history, at_least=1)
         check_integer("every", every, at_least=1)
+        if group_by == SAMPLE:
+            check_by_sample(method, "group_by")
+            if every > 1:
+                raise ValueError(f"every: expected 1 with group_by='sample', as the next batch has other samples, found {every}.")
+        elif group_by is not None:
+            group_labels((), group_by)  # refuses what is no grouping
         if every > 1:
             self._check_weighted("every", f"every={every}")
-        self._group_by = group_by
         self._reuse = Reuse(every)
         self._history: deque[Statistics] = deque(maxlen=history)
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
@@ -93,7 +100,11 @@ class Surgery(MethodMemory):
                 targets[p].zero_()
         if not reached:
             return result
-        groups, group_names = self._grouped(paths)
+        groups: list[int] = []
+        if self._by_sample:
+            group_names = sample_names(check_samples([given.shape(p) for p in range(given.pieces)], paths))
+        else:
+            groups, group_names = self._grouped(paths)
         if groups:  # those that no task reaches keep their place
             reached = list(range(given.pieces))
         places = self._places(names)
@@ -106,8 +117,11 @@ class Surgery(MethodMemory):
         kept = self._reuse.take(serve, grads.device)
         if kept is None:
             losses = self._checked_losses(told, grads.present, grads.device)
-            step = Step(self._state(grads, reached, group_names), grads.present, losses, second)
-            solution = scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale)
+            step = Step(self._state(grads, reached, () if self._by_sample else group_names), grads.present, losses, second)
+            if self._by_sample:
+                solution = self.method.samples_surgery_(out, grads, step, accumulate)
+            else:
+                solution = scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale)
         else:
             ops.combine_(out, grads.entries, kept, grads.stacked, accumulate, groups or None)
             solution = Solution(None, kept)
@@ -204,8 +218,9 @@ class Surgery(MethodMemory):
 
     def _grouped(self, paths: Callable[[], Sequence[str]]) -> tuple[list[int], tuple[str, ...]]:
         """The group of each position and the groups' names; both empty for one surgery on all."""
-        if self._group_by is None or self.method.spec.family == "coordinatewise":
+        if self._group_by in (None, SAMPLE) or self.method.spec.family == "coordinatewise":
             return [], ()
+        assert self._group_by is not None
         groups, names = group_labels(paths(), self._group_by)
         return groups, tuple(names)
 
@@ -219,7 +234,7 @@ class Surgery(MethodMemory):
             self._reuse.renew(solution.weights, serve)
         for hook in list(self._step_hooks.values()):
             assert solution.gram is not None  # or there would be no hook
-            hook(step, solution.gram.sum(0) if groups else solution.gram)
+            hook(step, solution.gram if solution.gram.dim() == 2 else solution.gram.sum(0))
 
     def register_step_hook(self, hook: StepHook) -> RemovableHandle:
         """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here.

@@ -267,6 +267,12 @@ class Emulator:
         self.library.gs_gram_launch(tasks, chunks, groups, result)
         return result[0], result[1], result[2]
 
+    def sample_plan(self, tasks: int, words: int, fused: bool, most: int) -> tuple[int, int, int, int]:
+        """(window, bytes of shared memory, those beside the rows, warps)"""
+        result = (ctypes.c_int64 * 4)()
+        self.library.gs_sample_plan(tasks, ctypes.c_int64(words), int(fused), ctypes.c_int64(most), result)
+        return result[0], result[1], result[2], result[3]
+
     def heads(self, rows: Sequence[int], dtype: torch.dtype, out: int, out_dtype: torch.dtype) -> tuple[int, int]:
         """Coordinates before the aligned ones, for rows (and an output) at these addresses; -1 where nothing aligns all."""
         data, result = np.array(rows, dtype=np.uint64), (ctypes.c_int * 2)()

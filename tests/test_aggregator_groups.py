@@ -191,7 +191,7 @@ def test_coordinatewise_methods_need_no_groups(method: str) -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"group_by: expected 'layer', 'tensor' or a function .* found 'module'"):
+    with pytest.raises(ValueError, match=r"group_by: expected 'layer', 'tensor', 'sample' or a function .* found 'module'"):
         gs.GradientAggregator("sum", group_by="module")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"group"):
         gs.GradientAggregator("dbmtl", group_by="tensor").aggregate(directions(), [1.0] * T)  # type: ignore[list-item]

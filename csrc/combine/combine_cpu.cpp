@@ -11,14 +11,18 @@ namespace gradsurgery {
 
 Narrow narrow_cpu() { return GS_PICK(narrow); }
 
+WeightedSum::WeightedSum(int tasks) : add_(GS_PICK(combine_chunk)), present_(size_t(tasks)) {}
+
+void WeightedSum::operator()(ChunkReader& reader, const double* w, int64_t n, double* sum) {
+  for (int r = 0; r < reader.count(); ++r) present_[r] = w[reader.tasks()[r]];
+  add_(reader.scalar(), reader.pointers(), present_.data(), reader.count(), n, sum);
+}
+
 void combine_cpu(const Rows& rows, const double* w, bool accumulate, const ParallelFor& parallel) {
-  const auto add = GS_PICK(combine_chunk);
   write_blocks(rows, accumulate, parallel, [&] {
-    return [add, w, tasks = rows.tasks, present_w = Scratch<double, 16>(size_t(rows.tasks))](
-               ChunkReader& reader, int group, int64_t, int64_t, int64_t n, double* sum) mutable {
-      const double* const group_w = w + int64_t(group) * tasks;
-      for (int r = 0; r < reader.count(); ++r) present_w[r] = group_w[reader.tasks()[r]];
-      add(reader.scalar(), reader.pointers(), present_w.data(), reader.count(), n, sum);
+    return [w, tasks = rows.tasks, add = WeightedSum(rows.tasks)](ChunkReader& reader, int group, int64_t, int64_t, int64_t n,
+                                                                  double* sum) mutable {
+      add(reader, w + int64_t(group) * tasks, n, sum);
     };
   });
 }

@@ -38,7 +38,7 @@ inline Rule rule_of(const std::string& name, const std::vector<double>& options,
 // The rows of one call; something is left at every position after trimming.
 inline Rows rows_for(const Rule& rule, const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>& out) {
   // Random numbers belong to coordinates, however these lie in memory.
-  Rows rows = rows_of(grads, tasks, stacked, &out, {}, 1, rule.draws());
+  Rows rows = rows_of(grads, tasks, stacked, &out, {}, 1, rule.draws() ? Coordinates::row_major : Coordinates::any);
   if (rule.kind == RuleKind::trimmed_mean)
     for (size_t p = 0; p < rows.pieces.size(); ++p) {
       if (rows.pieces[p].numel == 0) continue;

@@ -62,4 +62,13 @@ inline std::vector<int> common_order(const std::vector<Geometry>& tensors) {
   return dimension_order(tensors.front());
 }
 
+// Likewise, among the orders in which dimension 0 is outermost, so that what belongs to one index of it lies together.
+inline std::vector<int> samples_order(const std::vector<Geometry>& tensors) {
+  for (const Geometry& g : tensors) {
+    std::vector<int> order = memory_order(g);
+    if ((g.sizes[0] == 1 || order.front() == 0) && is_dense_in(g, order)) return order;
+  }
+  return dimension_order(tensors.front());
+}
+
 }  // namespace gradsurgery

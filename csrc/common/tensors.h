@@ -54,11 +54,17 @@ inline Counts check_weights(const Tensor& weights, const std::vector<int64_t>& g
   return groups.empty() ? Counts{1, weights.size(0)} : Counts{weights.size(0), weights.size(1)};
 }
 
+// In which order a piece's coordinates may come.
+enum class Coordinates : uint8_t {
+  any,            // one in which the tensors are dense, if there is one
+  row_major,      // that of the dimensions, even where the tensors lie in another one in memory
+  samples_first,  // one in which dimension 0 is outermost
+};
+
 // Collects the rows of one piece after another.
 class RowsBuilder {
  public:
-  // `row_major`: coordinates in the order of the dimensions even where the tensors lie in another one in memory.
-  RowsBuilder(int tasks, int64_t pieces, bool row_major) : row_major_(row_major) {
+  RowsBuilder(int tasks, int64_t pieces, Coordinates coordinates) : coordinates_(coordinates) {
     STD_TORCH_CHECK(tasks >= 1, "gradsurgery: at least one task is needed");
     result_.tasks = tasks;
     result_.pieces.reserve(pieces);
@@ -145,7 +151,9 @@ class RowsBuilder {
       return;
     }
     if (!all_contiguous_) {
-      const std::vector<int> order = row_major_ ? dimension_order(geometries_.front()) : common_order(geometries_);
+      const std::vector<int> order = coordinates_ == Coordinates::row_major       ? dimension_order(geometries_.front())
+                                     : coordinates_ == Coordinates::samples_first ? samples_order(geometries_)
+                                                                                  : common_order(geometries_);
       for (size_t m = 0; m < members_.size(); ++m) {
         if (is_dense_in(geometries_[m], order)) continue;
         result_.rows[members_[m]].strided = int32_t(result_.strided.size());
@@ -161,7 +169,7 @@ class RowsBuilder {
   }
 
   Rows result_;
-  bool row_major_;
+  Coordinates coordinates_;
   bool all_contiguous_ = true;
   int64_t numel_ = 0;
   std::vector<Geometry> geometries_;
@@ -202,12 +210,12 @@ inline int64_t count_groups(const std::vector<int64_t>& groups) {
 // grads: [P] stacked tensors [T, ...], or [T, P] task-major entries of which some may be absent. out: [P] or none. groups: of
 // each position, in 0..count-1, or empty for a single group; the pieces of the result are sorted by it.
 inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out,
-                    const std::vector<int64_t>& groups, int64_t count, bool row_major = false) {
+                    const std::vector<int64_t>& groups, int64_t count, Coordinates coordinates = Coordinates::any) {
   STD_TORCH_CHECK(tasks >= 1 && (stacked || grads.size() % tasks == 0), "gradsurgery: expected tasks * tensors gradients");
   const int64_t pieces = stacked ? grads.size() : grads.size() / tasks;
   STD_TORCH_CHECK(!out || int64_t(out->size()) == pieces, "gradsurgery: out must have one tensor a gradient");
   STD_TORCH_CHECK(groups.empty() || int64_t(groups.size()) == pieces, "gradsurgery: groups must have one number a tensor");
-  RowsBuilder builder(int(tasks), pieces, row_major);
+  RowsBuilder builder(int(tasks), pieces, coordinates);
   std::optional<Grouping> grouping;
   if (!groups.empty()) grouping.emplace(groups, count);
   for (int64_t k = 0; k < pieces; ++k) {
@@ -225,6 +233,22 @@ inline Rows rows_of(const Gradients& grads, int64_t tasks, bool stacked, const s
   return rows;
 }
 
+// B of gradients [B, ...], stacked [T, B, ...], and of outputs [B, ...]: the same in all of them.
+inline int64_t count_samples(const Gradients& grads, bool stacked, const std::vector<Tensor>* out) {
+  int64_t samples = -1;
+  const auto add = [&samples](const Tensor& tensor, int64_t dimension) {
+    STD_TORCH_CHECK(tensor.dim() > dimension && (samples < 0 || tensor.size(dimension) == samples),
+                    "gradsurgery: surgery by sample takes tensors [B, ...] of one B");
+    samples = tensor.size(dimension);
+  };
+  for (const std::optional<Tensor>& g : grads)
+    if (g) add(*g, stacked ? 1 : 0);
+  if (out)
+    for (const Tensor& tensor : *out) add(tensor, 0);
+  STD_TORCH_CHECK(samples >= 0, "gradsurgery: at least one gradient must be present");
+  return samples;
+}
+
 // The rows of gradients and of the buffers that belong to them, in one order of coordinates.
 struct BufferedRows {
   Rows grads;                 // a task without any gradient has null rows,
@@ -237,7 +261,7 @@ inline BufferedRows buffered_rows_of(const std::vector<Tensor>& buffers, const G
   STD_TORCH_CHECK(tasks >= 1 && (stacked || grads.size() % tasks == 0), "gradsurgery: expected tasks * tensors gradients");
   const int64_t pieces = stacked ? grads.size() : grads.size() / tasks;
   STD_TORCH_CHECK(int64_t(buffers.size()) == pieces, "gradsurgery: buffers must have one tensor a gradient");
-  RowsBuilder builder(int(2 * tasks), pieces, false);
+  RowsBuilder builder(int(2 * tasks), pieces, Coordinates::any);
   for (int64_t p = 0; p < pieces; ++p) {
     STD_TORCH_CHECK(size_of(scalar_of(buffers[p])) >= 4, "gradsurgery: buffers must be float32 or float64");
     builder.add_buffered(&grads[p], pieces, stacked, buffers[p]);

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <functional>
+#include <vector>
 
 #include "../common/chunks.h"
+#include "../common/scratch.h"
 
 namespace gradsurgery {
 
@@ -20,5 +22,29 @@ void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram, const
 
 // Widens a chunk of any scalar type to float64.
 ChunkReader::Widen widen_cpu();
+
+// Sums the products of the rows of one block, chunk by chunk: short sums of short sums lose less to rounding than one long sum.
+class BlockProducts {
+ public:
+  explicit BlockProducts(const Rows& rows);
+  void begin();
+  void add(int64_t piece, int64_t start, int64_t n);  // at most kChunk coordinates
+  void finish(double* sums /* [T, T] */);             // the upper triangle; the rest is zero
+
+ private:
+  using Chunk = void (*)(Scalar, const char* const*, int, int64_t, double*, double*, const char**);
+
+  void flush();
+
+  ChunkReader reader_;
+  Chunk chunk_;
+  int tasks_;
+  size_t lanes_;                       // of all products: [T, T, kLanes]
+  Scratch<double, 512> cells_, sums_;  // of the last chunks, and of the block so far
+  std::vector<double> present_;
+  Scratch<double, 4 * kStrip> packed_;
+  Scratch<const char*, 16> strips_;
+  int chunks_ = 0;
+};
 
 }  // namespace gradsurgery

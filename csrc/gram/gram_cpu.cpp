@@ -19,53 +19,67 @@ static double sum_lanes(const double* cell /* [kLanes] */) {
   return lane[0];
 }
 
+BlockProducts::BlockProducts(const Rows& rows)
+    : reader_(rows, widen_cpu()),
+      chunk_(GS_PICK(gram_chunk)),
+      tasks_(rows.tasks),
+      lanes_(size_t(rows.tasks) * rows.tasks * kLanes),
+      cells_(lanes_),
+      sums_(lanes_),
+      packed_(size_t(rows.tasks) * kStrip),
+      strips_(rows.tasks) {
+  std::fill(cells_.data(), cells_.data() + lanes_, 0.0);
+}
+
+void BlockProducts::begin() { std::fill(sums_.data(), sums_.data() + lanes_, 0.0); }
+
+void BlockProducts::add(int64_t piece, int64_t start, int64_t n) {
+  reader_.read(piece, start, n);
+  const int count = reader_.count();
+  if (count == tasks_) {
+    chunk_(reader_.scalar(), reader_.pointers(), count, n, cells_.data(), packed_.data(), strips_.data());
+  } else if (count > 0) {
+    present_.assign(size_t(count) * count * kLanes, 0.0);
+    chunk_(reader_.scalar(), reader_.pointers(), count, n, present_.data(), packed_.data(), strips_.data());
+    for (int i = 0; i < count; ++i)
+      for (int j = i; j < count; ++j) {
+        double* to = cells_.data() + (int64_t(reader_.tasks()[i]) * tasks_ + reader_.tasks()[j]) * kLanes;
+        for (int l = 0; l < kLanes; ++l) to[l] += present_[(int64_t(i) * count + j) * kLanes + l];
+      }
+  }
+  if (++chunks_ == 8) flush();
+}
+
+void BlockProducts::finish(double* sums) {
+  flush();
+  const int64_t square = int64_t(tasks_) * tasks_;
+  for (int64_t k = 0; k < square; ++k) sums[k] = sum_lanes(sums_.data() + k * kLanes);
+}
+
+void BlockProducts::flush() {
+  double *from = cells_.data(), *to = sums_.data();
+  for (size_t k = 0; k < lanes_; ++k) to[k] += from[k];
+  std::fill(from, from + lanes_, 0.0);
+  chunks_ = 0;
+}
+
 void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram) { gram_cpu(rows, parallel, gram, nullptr); }
 
 void gram_cpu(const Rows& rows, const ParallelFor& parallel, double* gram, const std::function<WriteChunk()>& start) {
   const int tasks = rows.tasks;
   const int64_t square = int64_t(tasks) * tasks;
   const Blocks blocks(rows);
-  const auto chunk = GS_PICK(gram_chunk);
   Scratch<double, 64> partial(size_t(blocks.count() * square));  // [blocks, T, T], upper triangles
   const auto sum_blocks = [&](int64_t first, int64_t last) {
-    ChunkReader reader(rows, widen_cpu());
+    BlockProducts sums(rows);
     const WriteChunk write = start ? start() : nullptr;
-    // The lanes of all products [T, T, kLanes]: of the last chunks, and of the block so far. Short sums of short sums lose less
-    // to rounding than one long sum.
-    const size_t lanes = size_t(square * kLanes);
-    Scratch<double, 512> cells(lanes), sums(lanes);
-    std::vector<double> present;
-    Scratch<double, 4 * kStrip> packed(size_t(tasks * kStrip));
-    Scratch<const char*, 16> strips(tasks);
-    std::fill(cells.data(), cells.data() + lanes, 0.0);
     for (int64_t block = first; block < last; ++block) {
-      std::fill(sums.data(), sums.data() + lanes, 0.0);
-      int chunks = 0;
-      const auto flush = [&] {
-        double *from = cells.data(), *to = sums.data();
-        for (size_t k = 0; k < lanes; ++k) to[k] += from[k];
-        std::fill(from, from + lanes, 0.0);
-        chunks = 0;
-      };
+      sums.begin();
       for_each_chunk(rows, blocks[block], [&](int64_t piece, int64_t at, int64_t n) {
         if (write) write(piece, at, n);
-        reader.read(piece, at, n);
-        const int count = reader.count();
-        if (count == tasks) {
-          chunk(reader.scalar(), reader.pointers(), count, n, cells.data(), packed.data(), strips.data());
-        } else if (count > 0) {
-          present.assign(size_t(count) * count * kLanes, 0.0);
-          chunk(reader.scalar(), reader.pointers(), count, n, present.data(), packed.data(), strips.data());
-          for (int i = 0; i < count; ++i)
-            for (int j = i; j < count; ++j) {
-              double* to = cells.data() + (int64_t(reader.tasks()[i]) * tasks + reader.tasks()[j]) * kLanes;
-              for (int l = 0; l < kLanes; ++l) to[l] += present[(int64_t(i) * count + j) * kLanes + l];
-            }
-        }
-        if (++chunks == 8) flush();
+        sums.add(piece, at, n);
       });
-      flush();
-      for (int64_t k = 0; k < square; ++k) partial[block * square + k] = sum_lanes(sums.data() + k * kLanes);
+      sums.finish(partial.data() + block * square);
     }
   };
   blocks.for_each_range(parallel, sum_blocks);

@@ -1,13 +1,16 @@
-"""Groups of tensors that get surgery of their own: numbers 0..G-1 from names, or from labels."""
+"""What gets surgery of its own: groups of tensors, numbered 0..G-1 from names or from labels; or the samples of a batch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal, TypeAlias
+from functools import lru_cache
+from typing import Final, Literal, TypeAlias
 
-GroupBy: TypeAlias = Literal["tensor", "layer"] | Callable[[str], Hashable]
-"""A group a tensor, a group a module, or the label of a tensor's name."""
+GroupBy: TypeAlias = Literal["tensor", "layer", "sample"] | Callable[[str], Hashable]
+"""A group a tensor, a group a module, or the label of a tensor's name; or each sample of a batch."""
+
+SAMPLE: Final = "sample"
 
 # The last component of a dotted name, or of a pytree's key path such as ``['neck'][0].p3``; quoted keys may hold any character.
 _LAST = re.compile(
@@ -58,13 +61,45 @@ def group_indices(groups: Sequence[Hashable], pieces: int) -> list[int]:
     return _numbered(groups)[0]
 
 
+def check_samples(shapes: Sequence[Sequence[int] | None], names: Callable[[], Sequence[str]]) -> int:
+    """B of tensors [B, ...].
+
+    Args:
+        shapes: of the tensors; None for one that nobody knows. [P]
+        names: gives the tensors' names, for an error. [P]
+
+    Raises:
+        ValueError: one has no dimensions, or another B than the first.
+    """
+    first, *others = [p for p, shape in enumerate(shapes) if shape is not None]
+    for p in (first, *others):
+        shape, like = shapes[p], shapes[first]
+        if not shape:
+            raise ValueError(f"{names()[p]}: expected a batch as first dimension, for surgery by sample, found a shape of [].")
+        assert like is not None
+        if shape[0] != like[0]:
+            raise ValueError(
+                f"{names()[p]}: expected {like[0]} samples in the first dimension like {names()[first]}, for surgery by sample, "
+                f"found a shape of {list(shape)}."
+            )
+    batch = shapes[first]
+    assert batch is not None
+    return batch[0]
+
+
+@lru_cache(maxsize=8)
+def sample_names(samples: int) -> tuple[str, ...]:
+    """Of the groups that samples are. [B]"""
+    return tuple(map(str, range(samples)))
+
+
 def _label_function(by: object) -> Callable[[str], Hashable]:
     if by == "layer":
         return lambda path: _LAST.sub("", path)
     if callable(by):
         return by
     error = ValueError if isinstance(by, str) else TypeError
-    raise error(f"group_by: expected 'layer', 'tensor' or a function from a tensor's name to a label, found {by!r}.")
+    raise error(f"group_by: expected 'layer', 'tensor', 'sample' or a function from a tensor's name to a label, found {by!r}.")
 
 
 def _check_hashable(label: object, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -79,10 +79,25 @@ class PCGrad(Method):
     ) -> Solution:
         if groups:
             return super().surgery_(out, grads, step, groups, accumulate)
+        return self._fused_(ops.pcgrad_, out, grads, step, accumulate)
+
+    def samples_surgery_(
+        self, out: Sequence[Tensor], grads: TaskGradients, step: Step = NO_STEP, accumulate: bool = False
+    ) -> Solution:
+        return self._fused_(ops.pcgrad_samples_, out, grads, step, accumulate)
+
+    def _fused_(
+        self,
+        operator: Callable[..., tuple[Tensor, Tensor]],
+        out: Sequence[Tensor],
+        grads: TaskGradients,
+        step: Step,
+        accumulate: bool,
+    ) -> Solution:
         T = grads.tasks
         order, key = self._arrange(T, grads.device, step.state.get("key"))
         scale = 1.0 if self.reduction == "sum" else 1.0 / sum(grads.present if step.present is None else step.present)
-        K, w = ops.pcgrad_(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
+        K, w = operator(out, grads.entries, T, grads.stacked, order, key, self.include_self, scale, accumulate)
         return Solution(K, w)
 
     def small_weights(self, gram: Any) -> Tensor | None:

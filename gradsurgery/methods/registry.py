@@ -159,6 +159,20 @@ class Method:
         ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
         return solution
 
+    def samples_surgery_(
+        self, out: Sequence[Tensor], grads: TaskGradients, step: Step = NO_STEP, accumulate: bool = False
+    ) -> Solution:
+        """``surgery_`` of its own for every sample of gradients [B, ...]: K [B, T, T], w [B, T]. See ``by_sample.py``.
+
+        Args:
+            out, grads, step, accumulate: as of ``surgery_``; every tensor's first dimension is the batch.
+        """
+        K = ops.gram_samples(grads.entries, grads.tasks, grads.stacked)
+        solution = self.solve(K, step) if len(K) > 0 else Solution(K, K.new_empty(K.shape[:-1]))
+        assert solution.weights is not None
+        ops.combine_samples_(out, grads.entries, solution.weights, grads.stacked, accumulate)
+        return solution
+
     def small_weights(self, gram: Any) -> Tensor | None:
         """``weights`` without memory of a small K by a shorter way, if the method has one and it applies; else None.
 
@@ -284,6 +298,9 @@ PROPERTIES = {
 """What a method may declare, with its default options: name -> what it says of the result A(G), G [T, N]."""
 
 FAMILIES = ("gram", "scalarization", "buffered", "cross", "coordinatewise")
+
+WEIGHTED = ("gram", "scalarization", "cross")
+"""Families whose result is a weighted sum of the gradients that K alone decides."""
 
 
 def register(

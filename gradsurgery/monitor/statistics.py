@@ -42,7 +42,8 @@ class Statistics:
         step: counted from 0 over the aggregator's life (it is part of ``state_dict``).
         tasks: their names. [T]
         present: which tasks had a gradient. [T]
-        groups: the groups' names, where surgery is done group by group; empty for one group of all. [G]
+        groups: the groups' names, where surgery is done group by group (the samples' numbers, where it is done by sample); empty
+            for one group of all. [G]
     """
 
     step: int

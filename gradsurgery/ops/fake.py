@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .reference import Gradients, empty_like_any
+from .samples import sample_count
 from .schema import LIBRARY
 
 
@@ -35,6 +36,12 @@ def _(gram: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _float64(gram, *gram.shape[:-1]), _float64(gram, *gram.shape[:-2], 4)
 
 
+@torch.library.register_fake("gradsurgery::gram_samples", lib=LIBRARY)
+def _(grads: Gradients, tasks: int, stacked: bool = False) -> Tensor:
+    return _float64(_any(grads), sample_count(grads, stacked), tasks, tasks)
+
+
+@torch.library.register_fake("gradsurgery::combine_samples", lib=LIBRARY)
 @torch.library.register_fake("gradsurgery::combine", lib=LIBRARY)
 def _(grads: Gradients, weights: Tensor, stacked: bool = False, groups: Sequence[int] | None = None) -> list[Tensor]:
     tasks = weights.shape[-1]
@@ -44,6 +51,7 @@ def _(grads: Gradients, weights: Tensor, stacked: bool = False, groups: Sequence
     return [empty_like_any(grads[p::count]) for p in range(count)]
 
 
+@torch.library.register_fake("gradsurgery::combine_samples_", lib=LIBRARY)
 @torch.library.register_fake("gradsurgery::combine_", lib=LIBRARY)
 def _(out: Sequence[Tensor], grads: Gradients, weights: Tensor, *_: Any, **__: Any) -> None:
     return None
@@ -57,6 +65,12 @@ def _(out: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -
 @torch.library.register_fake("gradsurgery::pcgrad_", lib=LIBRARY)
 def _(out: Sequence[Tensor], grads: Gradients, tasks: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
     return _float64(_any(grads), tasks, tasks), _float64(_any(grads), tasks)
+
+
+@torch.library.register_fake("gradsurgery::pcgrad_samples_", lib=LIBRARY)
+def _(out: Sequence[Tensor], grads: Gradients, tasks: int, stacked: bool = False, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    B = sample_count(grads, stacked)
+    return _float64(_any(grads), B, tasks, tasks), _float64(_any(grads), B, tasks)
 
 
 @torch.library.register_fake("gradsurgery::ema_gram_", lib=LIBRARY)

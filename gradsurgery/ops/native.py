@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from . import coordinatewise, reference  # noqa: F401  (define the operators that the modules below implement)
+from . import coordinatewise, reference, samples  # noqa: F401  (define the operators that the modules below implement)
 
 CAPABILITIES = ("baseline", "avx2", "avx512")
 

@@ -8,6 +8,9 @@ P tensors of shape [T, ...]. All entries of one position have one shape; strides
 ``weights`` are [G, T]. For ``gram`` every group up to the largest has a position. None or empty: one group, [T, T]
 and [T].
 
+Operators of ``samples`` take every sample of a batch by itself: gradients (and ``out``) are [B, ...], stacked [T, B, ...], of one B
+at all positions; then K is [B, T, T], and ``weights`` are [B, T]. Samples draw, and share ``order``, as groups do.
+
 Operators ending in ``_`` write into ``out`` (P tensors, each of the shape of one task's gradient; an ``out`` may be one of them)
 and add to what is there when ``accumulate`` is set. ``key`` is int64 [2] = (seed, step): it selects PCGrad's random order
 and its step is advanced by one, unless K is not finite. Groups draw orders of their own from one key, whose step is advanced
@@ -51,6 +54,12 @@ SCHEMAS = (
     "Tensor? uniform=None, Tensor(b!)? key=None, bool accumulate=False) -> ()",
     # the three in one call -> (K, w)
     "pcgrad_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked=False, "
+    f"{_PCGRAD.format(alias='b')}, bool accumulate=False) -> (Tensor, Tensor)",
+    # the four of every sample by itself
+    "gram_samples(Tensor?[] grads, int tasks, bool stacked=False) -> Tensor",
+    "combine_samples(Tensor?[] grads, Tensor weights, bool stacked=False) -> Tensor[]",
+    "combine_samples_(Tensor(a!)[] out, Tensor?[] grads, Tensor weights, bool stacked=False, bool accumulate=False) -> ()",
+    "pcgrad_samples_(Tensor(a!)[] out, Tensor?[] grads, int tasks, bool stacked=False, "
     f"{_PCGRAD.format(alias='b')}, bool accumulate=False) -> (Tensor, Tensor)",
     # y_t += rate (scales_t g_t - y_t) on the buffers, and K [T, T] of the new y, in one pass
     "ema_gram_(Tensor(a!)[] buffers, Tensor?[] grads, int tasks, bool stacked, Tensor scales, Tensor rate, Tensor? valid=None) "

@@ -61,8 +61,8 @@ def test_a_label_from_the_name() -> None:
 @pytest.mark.parametrize(
     ("by", "error", "message"),
     [
-        ("layers", ValueError, r"group_by: expected 'layer', 'tensor' or a function .* found 'layers'"),
-        (3, TypeError, r"group_by: expected 'layer', 'tensor' or a function .* found 3"),
+        ("layers", ValueError, r"group_by: expected 'layer', 'tensor', 'sample' or a function .* found 'layers'"),
+        (3, TypeError, r"group_by: expected 'layer', 'tensor', 'sample' or a function .* found 3"),
         (None, TypeError, r"group_by: .* found None"),
         (lambda name: [name], TypeError, r"group_by\('head'\): expected a hashable label, .* found list"),
     ],

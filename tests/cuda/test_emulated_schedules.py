@@ -118,6 +118,32 @@ def buffers(emulator: Emulator) -> list[Float64]:
     return results
 
 
+def samples(emulator: Emulator) -> list[Float64]:
+    """By sample: fused and apart, whole and in windows, all kinds of orders, a refused order, and samples that are not finite."""
+    ops, results = emulator.operators, []
+    for tasks, size in ((3, 200), (4, 3001), (12, 200), (34, 60)):
+        G = torch.randn(tasks, 3, size, generator=torch.Generator().manual_seed(tasks)) - 0.3
+        broken = G.clone()
+        broken[-1, 1, -1] = torch.nan
+        ends_in_itself = (torch.arange(tasks)[:, None] + torch.arange(1, tasks + 1)) % tasks
+        refused = ends_in_itself.clone()
+        refused[0, 0] = -1
+        for given, order, key in (
+            (G, None, torch.tensor([1, 2])),
+            (G, ends_in_itself, None),
+            (G, refused, None),
+            (broken, None, torch.tensor([1, 2])),
+        ):
+            out, again = (torch.zeros(3, size) for _ in range(2))
+            try:
+                K, w = ops.pcgrad_samples_([out], [given], tasks, True, order, key, False, 1.0, False)
+                ops.combine_samples_([again], [given], w.nan_to_num(), True)
+            except RuntimeError as error:  # what the emulator finds comes through torch
+                raise EmulationError(str(error)) from error
+            results += [part.double().numpy() for part in (K, w, out, again, *([] if key is None else [key]))]
+    return results
+
+
 RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     gram_of_few,
     gram_of_more,
@@ -130,6 +156,7 @@ RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     combined,
     coordinatewise,
     buffers,
+    samples,
 )
 
 

@@ -314,6 +314,48 @@ def test_cuda_graph_of_groups(device: torch.device, tasks: int) -> None:
         assert key.tolist() == [7, replay + 1]
 
 
+@pytest.mark.parametrize("tasks", [1, 3, 8, 12, 32, 33])
+@pytest.mark.parametrize("numel", [64, 769, 4096, 100_001])
+def test_samples_agree_with_the_cpu(device: torch.device, tasks: int, numel: int) -> None:
+    """Samples of a warp, of a block, of more shared memory than a launch gets without asking, and of none that is enough."""
+    G = maker(torch.float32, device)(tasks, 20, numel) - 0.1
+    out, plain, key = torch.empty_like(G[0]), torch.empty_like(G[0], device="cpu"), torch.tensor([5, 6], device=device)
+    K, w = OPS.pcgrad_samples_([out], [G], tasks, True, None, key)
+    exact = OPS.gram_samples([G.cpu()], tasks, True)
+    for mine, other in zip(K, exact.to(device), strict=True):
+        assert_gram_close(mine, other, torch.float32)
+    assert torch.equal(K, OPS.gram_samples([G], tasks, True))
+    torch.testing.assert_close(w.cpu(), OPS.pcgrad_weights(K.cpu(), None, torch.tensor([5, 6])), rtol=1e-9, atol=0)
+    OPS.combine_samples_([plain], [G.cpu()], w.cpu(), True)
+    torch.testing.assert_close(out.cpu(), plain, rtol=1e-5, atol=1e-4)
+    assert key.tolist() == [5, 7]
+
+
+@pytest.mark.parametrize("tasks", [3, 12, 33])
+def test_cuda_graph_of_samples(device: torch.device, tasks: int) -> None:
+    """Every sample draws a new order at each replay; and neither capture nor an eager call waits."""
+    G, key = maker(torch.float32, device)(tasks, 20, 5000), torch.tensor([7, 0], device=device)
+    out = torch.empty_like(G[0])
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side), no_synchronization():
+        OPS.pcgrad_samples_([out], [G], tasks, True, None, key)
+    torch.cuda.current_stream().wait_stream(side)
+    key.copy_(torch.tensor([7, 0]))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        K, w = OPS.pcgrad_samples_([out], [G], tasks, True, None, key)
+    for replay in range(3):
+        G.mul_(0.5)
+        graph.replay()
+        expected = torch.empty_like(out)
+        eager_K, eager_w = OPS.pcgrad_samples_([expected], [G], tasks, True, None, torch.tensor([7, replay], device=device))
+        assert torch.equal(K, eager_K)
+        assert torch.equal(w, eager_w)
+        assert torch.equal(out, expected)
+        assert key.tolist() == [7, replay + 1]
+
+
 def test_another_device_than_the_current_one(device: torch.device) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")

@@ -55,6 +55,7 @@ def test_solver_launch(emulator: Emulator, tasks: int) -> None:
 
 def test_the_table_fits_a_launch(emulator: Emulator) -> None:
     assert emulator.library.gs_parameter_bytes() <= 4096 - 64, "other parameters need room, too"
+    assert emulator.library.gs_sample_parameter_bytes() <= 4096
 
 
 @pytest.mark.parametrize("tasks", [2, 8, 9, 33])

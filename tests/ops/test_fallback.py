@@ -39,6 +39,7 @@ with warnings.catch_warnings(record=True) as caught:
         combine=gs.combine(list(G), torch.tensor([0.5, 1.0, 2.0])).tolist(),
         groups=gs.gram([[row[:3], row[3:5], row[5:]] for row in G], groups=[0, 1, 0]).tolist(),
         against=gs.gram(G, against=G.flip(0)).tolist(),
+        samples=gs.aggregate(G.reshape(3, 4, 2), "pcgrad", samples=True, seed=5).tolist(),
     )
     surgery = gs.GradientAggregator("pcgrad", seed=1)
     z = G.clone().requires_grad_()

@@ -51,6 +51,17 @@ def test_the_values_count_in_groups(lazy: Callable[..., Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in both)
 
 
+@pytest.mark.parametrize("lazy", [negated, zeros])
+def test_the_values_count_by_sample(lazy: Callable[..., Tensor]) -> None:
+    given = [torch.randn(3, 6), lazy(3, 6), None, lazy(3, 6)]
+    plain = [None if g is None else torch.zeros_like(g) + g for g in given]
+    w = torch.randn(3, 4, dtype=torch.float64)
+    assert torch.equal(gs.gram(given, samples=True), gs.gram(plain, samples=True))
+    assert torch.equal(gs.combine(given, w, samples=True), gs.combine(plain, w, samples=True))  # type: ignore[arg-type]
+    one, other = (gs.aggregate(grads, "pcgrad", seed=1, samples=True) for grads in (given, plain))
+    assert torch.equal(one, other)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("numel", [6, 20_000])
 def test_out_may_be_negated(numel: int) -> None:
     G, w = torch.randn(3, numel), torch.ones(3)

@@ -68,6 +68,38 @@ def pcgrad_calls(layout: str, device: Any) -> list[tuple[Any, ...]]:
     ]
 
 
+def batches(device: Any, requires_grad: bool = False) -> list[Sample]:
+    """Gradients of four samples: with a gap, and stacked."""
+    make = maker(torch.float32, device, requires_grad=requires_grad)
+    return [Sample([make(4, 5), make(4), None, make(4), make(4, 5), None], 3), Sample([make(3, 4, 2, 2)], 3, stacked=True)]
+
+
+def weights_of_samples(device: Any) -> Tensor:
+    return torch.stack([weights_of(3, device, seed) for seed in range(4)])
+
+
+def gram_samples_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
+    return [(g.grads, 3, g.stacked) for requires_grad in (False, True) for g in batches(device, requires_grad)]
+
+
+def combine_samples_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
+    both = [(g, requires_grad) for requires_grad in (False, True) for g in batches(device, requires_grad)]
+    return [(g.grads, weights_of_samples(device).requires_grad_(requires_grad), g.stacked) for g, requires_grad in both]
+
+
+def combine_samples_in_place_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
+    return [
+        ([o.zero_() for o in g.empty()], g.grads, weights_of_samples(device), g.stacked, accumulate)
+        for g in batches(device)
+        for accumulate in (False, True)
+    ]
+
+
+def pcgrad_samples_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
+    key = torch.tensor([5, 6], device=device)
+    return [([o.zero_() for o in g.empty()], g.grads, 3, g.stacked, None, key, True, 0.5, True) for g in batches(device)]
+
+
 def weight_calls(_: str, device: Any) -> list[tuple[Any, ...]]:
     G = maker(torch.float64, device)(3, 4)
     order, key = torch.arange(3, device=device).flip(0).expand(3, 3).contiguous(), torch.tensor([5, 6], device=device)
@@ -132,6 +164,10 @@ CALLS: dict[str, Callable[[str, Any], list[tuple[Any, ...]]]] = {
     "combine_": combine_in_place_calls,
     "coordinatewise_": coordinatewise_calls,
     "pcgrad_": pcgrad_calls,
+    "gram_samples": gram_samples_calls,
+    "combine_samples": combine_samples_calls,
+    "combine_samples_": combine_samples_in_place_calls,
+    "pcgrad_samples_": pcgrad_samples_calls,
     "ema_gram_": ema_gram_calls,
     "excess_risk_": buffered_calls,
     "boundary": boundary_calls,
@@ -272,6 +308,9 @@ def test_writing_to_a_tensor_that_autograd_saved_is_noticed(many: bool, device: 
         lambda out: gs.aggregate(G, "median", out=out),
         lambda out: ops.coordinatewise_([out], [G], 2, True, "median", []),
         lambda out: ops.pcgrad_([out], [G], 2, True, None, None, False, 1.0, False),
+        lambda out: gs.combine(G, w.expand(n, 2), out=out, samples=True),
+        lambda out: gs.aggregate(G, "pcgrad", out=out, samples=True),
+        lambda out: gs.aggregate(G, "sum", out=out, samples=True),
     ]
     for write in writers:
         out = make(n)

@@ -5,6 +5,7 @@
 #include "../../../csrc/common/cuda_table_cache.cu"
 #include "../../../csrc/common/cuda_upload.cu"
 #include "../../../csrc/gram/gram_cuda.cu"
+#include "../../../csrc/surgery/samples_cuda.cu"
 #include "../../../csrc/weights/pcgrad_cuda.cu"
 #include "../../../csrc/weights/solve_cuda.cu"
 
@@ -158,6 +159,17 @@ GS_EXPORT void gs_gram_launch(int tasks, int chunks, int groups, int* threads_bl
 GS_EXPORT int gs_chunk_length(int64_t numel, int tasks) { return chunk_length(numel, tasks); }
 GS_EXPORT int gs_pcgrad_warps(int tasks, int fused) { return pcgrad_warps(tasks, fused != 0); }
 GS_EXPORT int64_t gs_pcgrad_memory(int tasks, int fused) { return pcgrad_memory(tasks, fused != 0); }
+// window, bytes, bytes beside the rows, warps
+GS_EXPORT void gs_sample_plan(int tasks, int64_t words, int fused, int64_t most, int64_t* plan) {
+  const int warps = sample_warps(tasks, 4 * words);
+  const int64_t memory = sample_memory(tasks, warps, fused != 0);
+  const SamplePlan found = sample_plan(tasks, words, memory, most);
+  plan[0] = found.window;
+  plan[1] = found.shared;
+  plan[2] = memory;
+  plan[3] = warps;
+}
+GS_EXPORT int gs_sample_parameter_bytes() { return int(sizeof(Table) + sizeof(SamplesCuda)); }
 GS_EXPORT int gs_parameter_bytes() { return int(sizeof(Table)); }
 
 // The heads of a piece whose rows and output lie at these addresses: of the rows alone, and with the output.
