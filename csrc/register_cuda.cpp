@@ -57,9 +57,8 @@ struct Prepared {
   Prepared(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out, bool accumulate, int64_t samples,
            const DeviceScope& scope)
       : dense(rows_of(checked(grads, out, scope), tasks, stacked, out, {}, 1, Coordinates::samples_first), scope, accumulate),
-        table(sample_rows(dense.rows(), samples)) {
-    place(scope);
-  }
+        table(sample_rows(dense.rows(), samples)),
+        on_device(table, scope) {}
 
   Prepared(const Rule& rule, const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>& out, bool accumulate,
            const DeviceScope& scope)

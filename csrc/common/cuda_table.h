@@ -213,6 +213,9 @@ class RowTable {
   bool rows_float64() const { return rows_float64_; }  // in one row at least
   bool any_float64() const { return rows_float64_ || out_float64_; }
   const Table& parameter() const { return table_; }
+  const PieceEntry* entries() const {
+    return reinterpret_cast<const PieceEntry*>(words_.data() + size_t(table_.pieces) * table_.tasks);
+  }
 
   // The parts that the parameter has no room for, and that have to be placed before a kernel runs: each may be empty.
   Words large_rows() const { return rows_ride_ ? Words{} : Words{words_.data(), row_count_}; }
@@ -250,10 +253,8 @@ class RowTable {
     return result;
   }
 
-  PieceEntry* entries() { return reinterpret_cast<PieceEntry*>(words_.data() + size_t(table_.pieces) * table_.tasks); }
-
   PieceEntry& add_entry(int piece, int64_t numel) {
-    PieceEntry& entry = *new (entries() + piece) PieceEntry{};
+    PieceEntry& entry = *new (const_cast<PieceEntry*>(entries()) + piece) PieceEntry{};
     entry.numel = numel;
     entry.first_chunk = table_.chunks;
     table_.chunks += int32_t((numel + table_.chunk_length - 1) / table_.chunk_length);

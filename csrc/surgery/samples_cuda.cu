@@ -1,4 +1,3 @@
-#include "../common/cuda_upload.cuh"
 #include "samples_cuda.cuh"
 
 namespace gradsurgery {
@@ -40,10 +39,9 @@ void allow_shared_memory(SampleKernel kernel, int64_t bytes) {
 
 }  // namespace
 
-void samples_cuda(RowTable& table, SamplesCuda call, void* stream) {
+void samples_cuda(const RowTable& table, SamplesCuda call, void* stream) {
   if (call.samples == 0) return;
-  upload(table, stream);
-  const auto* const entries = reinterpret_cast<const PieceEntry*>(table.words().data());
+  const PieceEntry* const entries = table.entries();
   int64_t numel = 0, words = 0;
   for (int p = 0; p < table.parameter().pieces; ++p) {
     numel += entries[p].numel;

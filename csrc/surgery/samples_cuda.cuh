@@ -222,8 +222,8 @@ __device__ __forceinline__ void write_groups(const Table& table, const SamplePie
 #pragma unroll
       for (int e = 0; e < Width; ++e) sums[e] += weight * convert<Run>(unpack<Element, Width>(x).at[e]);
     }
-    write_sums<Run, Width>(piece.entry.out_scalar, piece.entry.out, piece.start + int64_t(window.first) * kWidth + k, accumulate,
-                           sums);
+    write_sums<Run, Width>(piece.entry.out_scalar, output_pointer(table, piece.piece),
+                           piece.start + int64_t(window.first) * kWidth + k, accumulate, sums);
   }
 }
 
@@ -232,7 +232,8 @@ __device__ __forceinline__ void write_window(const Table& table, const SamplePie
                                              const double* w, bool accumulate) {
   constexpr int kWidth = kVector<Element>;
   const int out_bytes = SamplePiece::bytes(piece.entry.out_scalar), border = min(kWidth * out_bytes, 16);
-  const bool aligned = ((reinterpret_cast<uintptr_t>(piece.entry.out) + piece.start * out_bytes) & (border - 1)) == 0;
+  const bool aligned =
+      ((reinterpret_cast<uintptr_t>(output_pointer(table, piece.piece)) + piece.start * out_bytes) & (border - 1)) == 0;
   const int words = aligned ? window.whole(piece.entry.numel, kWidth) : 0;
   const int64_t left = piece.entry.numel - int64_t(window.first) * kWidth;
   const int elements = left < int64_t(window.count) * kWidth ? int(left) : window.count * kWidth;

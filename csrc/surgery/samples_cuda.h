@@ -97,7 +97,7 @@ inline bool samples_fuse(const RowTable& table) {
 
 // The stages that `call` asks for by what it is given, for a table of `sample_rows`; K and w in one launch where samples_fuse.
 // `stream` is a cudaStream_t. Launch errors are left for the caller to collect.
-void samples_cuda(RowTable& table, SamplesCuda call, void* stream);
+void samples_cuda(const RowTable& table, SamplesCuda call, void* stream);
 
 // Advances the key of random orders, unless some K is not finite; after all samples have read it.
 void advance_samples_cuda(const int32_t* broken /* [B] */, int64_t samples, int64_t* key, void* stream);
