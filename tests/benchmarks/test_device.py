@@ -24,7 +24,7 @@ from providers.compiled import compiled_providers
 from results import Results
 from step import Batch
 from timing import Call, Effort
-from torch import Tensor
+from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 ONCE = Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2))
@@ -69,6 +69,14 @@ def test_a_library_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert ("surgery", "torchjd") not in prepare(Case(2, 100), EAGER, CPU)
     forms = Steps(CPU, Batch(2, 16), 3, small_trunk).calls()
     assert list(forms) == ["plain", "split", "full"]
+
+
+def test_without_the_network_the_step_is_left_out() -> None:
+    def build() -> nn.Sequential:
+        raise ModuleNotFoundError("No module named 'torchvision'")
+
+    (row,) = device_step_rows(replace(STEP, build=build), CPU)
+    assert (row["kind"], row["reason"]) == ("left out", "No module named 'torchvision'")
 
 
 def test_floors_are_bytes_over_the_copys_bandwidth() -> None:
