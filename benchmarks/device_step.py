@@ -125,7 +125,8 @@ def check_forms(steps: Steps) -> dict[str, float]:
 def device_step_rows(plan: StepPlan, device: torch.device, say: Callable[[str], None] = lambda line: None) -> list[Row]:
     """One row a form: its time, its peak memory above what is held between steps, and its error on the batch that is checked.
 
-    A network that is not installed is left out. So is a rival that fails on the batch, with what it said: some do under autocast, or ask for more memory than there is.
+    A network that is not installed is left out. So is a rival that fails on the batch, with what it said: some do under autocast,
+    or ask for more memory than there is.
 
     Raises:
         AssertionError: a form is wrong.
@@ -146,7 +147,7 @@ def device_step_rows(plan: StepPlan, device: torch.device, say: Callable[[str], 
         {"kind": "device step", "form": form, **steps.point, **asdict(t), "extra_bytes": peaks[form], "error": errors[form]}
         for form, t in times.items()
     ]
-    for form in found.keys() - peaks.keys():
+    for form in (form for form in FORMS if form not in peaks):
         say(f"step: {form} left out: {found[form]}")
         rows.append({"kind": "left out", **steps.point, "provider": form, "reason": found[form]})
     return rows
