@@ -125,12 +125,18 @@ def check_forms(steps: Steps) -> dict[str, float]:
 def device_step_rows(plan: StepPlan, device: torch.device, say: Callable[[str], None] = lambda line: None) -> list[Row]:
     """One row a form: its time, its peak memory above what is held between steps, and its error on the batch that is checked.
 
-    A rival that fails on the batch is left out, with what it said: some do under autocast, or ask for more memory than there is.
+    A network that is not installed is left out. So is a rival that fails on the batch, with what it said: some do under autocast,
+    or ask for more memory than there is.
 
     Raises:
         AssertionError: a form is wrong.
     """
-    errors = check_forms(Steps(device, plan.checked, plan.tasks, plan.build))
+    try:
+        checked = Steps(device, plan.checked, plan.tasks, plan.build)
+    except ModuleNotFoundError as error:  # torchvision has the network
+        say(f"step: left out: {error}")
+        return [{"kind": "left out", "provider": "step", "reason": str(error)}]
+    errors = check_forms(checked)
     steps = Steps(device, plan.batch, plan.tasks, plan.build, autocast=True)
     calls = steps.calls()
     found = {form: not_installed(form) or _peak(form, calls[form], steps, device) for form in FORMS}
@@ -141,7 +147,7 @@ def device_step_rows(plan: StepPlan, device: torch.device, say: Callable[[str], 
         {"kind": "device step", "form": form, **steps.point, **asdict(t), "extra_bytes": peaks[form], "error": errors[form]}
         for form, t in times.items()
     ]
-    for form in found.keys() - peaks.keys():
+    for form in (form for form in FORMS if form not in peaks):
         say(f"step: {form} left out: {found[form]}")
         rows.append({"kind": "left out", **steps.point, "provider": form, "reason": found[form]})
     return rows

@@ -18,10 +18,17 @@ REGISTERS = 65536 // (2 * 256)  # a thread's, where two blocks share the registe
 
 @dataclass(frozen=True)
 class Hot:
-    """What a kernel is for, and how many times it goes over the gradients, in loops of their own."""
+    """What a kernel is for, and how it reads.
+
+    Attributes:
+        purpose: for the document.
+        sweeps: how many times it goes over the gradients, in loops of their own.
+        at_once: rows that a loop reads together, where these are fewer than the kernel's first number.
+    """
 
     purpose: str
     sweeps: int = 1
+    at_once: int | None = None
 
 
 HOT = {

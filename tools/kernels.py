@@ -200,11 +200,13 @@ def broken(kernel: Kernel) -> Iterator[tuple[str, str]]:
         yield "local memory", f"{kernel.local} bytes a thread"
     if kernel.registers > rules.REGISTERS and not kernel.in_double:
         yield "registers", f"{kernel.registers} a thread, where {rules.REGISTERS} leave room for two blocks"
-    full, asked = sum(count >= kernel.rows for count in kernel.wide_loads), kernel.types * rules.HOT[kernel.base].sweeps
+    hot = rules.HOT[kernel.base]
+    rows, asked = min(kernel.rows, hot.at_once or kernel.rows), kernel.types * hot.sweeps
+    full = sum(count >= rows for count in kernel.wide_loads)
     if full < asked:
         yield (
             "16-byte loads",
-            f"{full} loops with at least {kernel.rows} of them, where {asked} are wanted, one for each type of gradients in each "
+            f"{full} loops with at least {rows} of them, where {asked} are wanted, one for each type of gradients in each "
             f"sweep; found loops with {list(kernel.wide_loads)}",
         )
 

@@ -19,11 +19,12 @@ from device_clock import device_clock, replayed
 from device_step import FORMS, StepPlan, Steps, check_forms, device_step_rows
 from oracle import check
 from parameter_step import RIVALS, small_trunk
+from providers import provider
 from providers.compiled import compiled_providers
 from results import Results
 from step import Batch
 from timing import Call, Effort
-from torch import Tensor
+from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 ONCE = Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2))
@@ -37,8 +38,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("name", ["explicit_compiled", "gram_compiled"])
 def test_what_is_compiled_is_right(name: str, tasks: int, dtype: str) -> None:
     grads = gradients(Case(tasks, 1021, dtype), CPU)
-    provider = compiled_providers(EAGER)[name]
-    assert check(provider, provider.prepare(grads), grads) <= (5e-6 if dtype == "float32" else 2e-2)
+    compiled = compiled_providers(EAGER)[name]
+    assert check(compiled, compiled.prepare(grads), grads) <= (5e-6 if dtype == "float32" else 2e-2)
 
 
 def test_rows_of_everything() -> None:
@@ -59,6 +60,23 @@ def test_rows_of_everything() -> None:
     assert {r["provider"] for r in rows if r["kind"] == "left out" and r.get("numel") == 500} == {"explicit", "gram", "torchjd"}
     assert {r["form"] for r in rows if r["kind"] == "device step"} >= {"plain", "split", "full"}
     assert any(line.startswith("replay, T=3") for line in said)
+
+
+def test_a_library_that_is_not_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provider.importlib.util, "find_spec", lambda name: None)
+    reasons = {row["provider"]: row["reason"] for row in bench.left_out(Case(2, 100))}
+    assert reasons == {"torchjd": "TorchJD is not installed"}
+    assert ("surgery", "torchjd") not in prepare(Case(2, 100), EAGER, CPU)
+    forms = Steps(CPU, Batch(2, 16), 3, small_trunk).calls()
+    assert list(forms) == ["plain", "split", "full"]
+
+
+def test_without_the_network_the_step_is_left_out() -> None:
+    def build() -> nn.Sequential:
+        raise ModuleNotFoundError("No module named 'torchvision'")
+
+    (row,) = device_step_rows(replace(STEP, build=build), CPU)
+    assert (row["kind"], row["reason"]) == ("left out", "No module named 'torchvision'")
 
 
 def test_floors_are_bytes_over_the_copys_bandwidth() -> None:
@@ -114,7 +132,9 @@ def test_a_wrong_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("fails", ["torchjd", "full"])
 def test_a_rival_that_fails_is_left_out_and_a_form_of_ours_is_not(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    pytest.importorskip("torchjd")
     calls = Steps.calls
+    monkeypatch.setattr(device_step, "FORMS", ("plain", fails))
 
     def some(self: Steps) -> dict[str, Call]:
         def run() -> None:

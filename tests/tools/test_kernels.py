@@ -65,6 +65,14 @@ def test_every_sweep_wants_its_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made(wide_loads=(6,) * 6) == []
 
 
+def test_a_loop_may_read_fewer_rows_at_once_where_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert made(name="gram_small<8,f>", wide_loads=(4, 4, 4)) == ["16-byte loads"]
+    monkeypatch.setitem(rules.HOT, "gram_small", rules.Hot("reads four", at_once=4))
+    assert made(name="gram_small<8,f>", wide_loads=(4, 4, 4)) == []
+    assert made(name="gram_small<8,f>", wide_loads=(4, 4, 3)) == ["16-byte loads"]
+    assert made(name="gram_small<2,f>", wide_loads=(2, 2, 2)) == []
+
+
 def test_what_is_not_hot_may_spill() -> None:
     assert made(name="solve_weights<UPGrad>", local=152, registers=232, wide_loads=()) == []
     assert made(name="solve_weights<UPGrad>", forbidden=("ATOMG.E.ADD.F64.RN",)) == ["exact sums"]
