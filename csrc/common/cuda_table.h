@@ -24,7 +24,7 @@ struct PieceEntry {
 
 constexpr int8_t kNoBorder = -1;
 constexpr int kSmallTasks = 8;  // up to here one thread accumulates all pairs, above it a warp a tile of them
-constexpr int kMinChunk = 2048, kMaxChunk = 32768, kMaxTiledChunk = 8192;
+constexpr int kMinChunk = 2048, kMaxChunk = 32768, kMaxTiledChunk = 4096;
 constexpr int kTableWords = 480;  // 3840 bytes; a launch takes at most 4 KB of parameters on every CUDA version
 
 // A kernel parameter. Small tables ride in it; larger ones lie in device memory and are written there by launches that carry
@@ -178,6 +178,7 @@ class RowTable {
         present.push_back(row.data);
         entry.scalar = row.scalar;
         rows_float64_ = rows_float64_ || row.scalar == Scalar::f64;
+        rows_16_bit_ = rows_16_bit_ && size_of(row.scalar) == 2;
       }
       entry.head = find_head(present, entry.scalar, nullptr, entry.scalar);
       entry.out_head = find_head(present, entry.scalar, entry.out, entry.out_scalar);
@@ -247,6 +248,7 @@ class RowTable {
   int chunks() const { return table_.chunks; }
   int groups() const { return table_.groups; }
   bool rows_float64() const { return rows_float64_; }  // in one row at least
+  bool rows_16_bit() const { return rows_16_bit_; }    // all rows
   bool any_float64() const { return rows_float64_ || out_float64_; }
   const Table& parameter() const { return table_; }
   const std::vector<int64_t>& words() const { return words_; }
@@ -266,7 +268,7 @@ class RowTable {
   static_assert(sizeof(PieceEntry) % 8 == 0, "the row pointers follow the entries");
   Table table_;
   std::vector<int64_t> words_;
-  bool rows_float64_ = false, out_float64_ = false;
+  bool rows_float64_ = false, out_float64_ = false, rows_16_bit_ = true;
   bool uploaded_ = false;
 };
 

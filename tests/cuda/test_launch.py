@@ -62,7 +62,7 @@ def test_chunk_length(emulator: Emulator, tasks: int) -> None:
     lengths = [emulator.library.gs_chunk_length(n, tasks) for n in (np.ctypeslib.ctypes.c_int64(10**k) for k in range(11))]
     assert lengths == sorted(lengths)
     assert lengths[0] == 2048
-    assert lengths[-1] == (32768 if tasks <= 8 else 8192)
+    assert lengths[-1] == (32768 if tasks <= 8 else 4096)
     assert all(length & (length - 1) == 0 for length in lengths)
 
 
