@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 #include <vector>
 
 #include "macros.h"
@@ -25,6 +26,9 @@ struct PieceEntry {
 constexpr int8_t kNoBorder = -1;
 constexpr int kSmallTasks = 8;  // up to here one thread accumulates all pairs, above it a warp a tile of them
 constexpr int kMinChunk = 2048, kMaxChunk = 32768, kMaxTiledChunk = 4096;
+// Chunks, and a block's turns among them, are counted in 32 bits. So many whole chunks are more than 4e12 coordinates a row, and
+// no smaller ones are made but 1024 and a last one a piece: no device has the memory.
+constexpr int kMostChunks = 1 << 30;
 constexpr int kTableWords = 480;  // 3840 bytes; a launch takes at most 4 KB of parameters on every CUDA version
 
 // A kernel parameter. Small tables ride in it; larger ones lie in device memory and are written there by launches that carry
@@ -186,7 +190,7 @@ class RowTable {
       chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
     }
     words_.insert(words_.end(), extra.begin(), extra.end());
-    table_.chunks = int32_t(chunks);
+    table_.chunks = checked(chunks);
     for (size_t g = 0; g < rows.group_pieces.size(); ++g) {
       const size_t p = size_t(rows.group_pieces[g]), at = p * sizeof(PieceEntry);
       int64_t first = chunks;
@@ -239,7 +243,7 @@ class RowTable {
       std::memcpy(words_.data() + p * sizeof(PieceEntry) / 8, &entry, sizeof entry);
       chunks += (entry.numel + table_.chunk_length - 1) / table_.chunk_length;
     }
-    table_.chunks = int32_t(chunks);
+    table_.chunks = checked(chunks);
     table_.device = nullptr;
     if (words_.size() <= kTableWords) std::copy(words_.begin(), words_.end(), table_.words);
   }
@@ -265,6 +269,12 @@ class RowTable {
   }
 
  private:
+  static int32_t checked(int64_t chunks) {
+    if (chunks > kMostChunks)
+      throw std::length_error("gradsurgery: the gradients have more coordinates than chunks can be counted");
+    return int32_t(chunks);
+  }
+
   static_assert(sizeof(PieceEntry) % 8 == 0, "the row pointers follow the entries");
   Table table_;
   std::vector<int64_t> words_;

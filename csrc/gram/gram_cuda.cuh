@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
 // A slab of 512 bytes of up to 32 rows (as Run) is staged once and serves all pairs among them. With more than 32 tasks,
 // a block takes two 16-row blocks of the tasks (a panel) and the pairs between them. Every warp owns one 8 x 8 tile of
 // pairs for the whole kernel; where there are warps enough, several share a tile and each takes part of each slab. A half-warp
-// takes four rows of the tile, and 8 bytes a lane of them: 32 sums a lane leave room for the prefetch and for a second block.
+// takes four rows of the tile, and 8 bytes a lane of them: 32 sums a lane leave room for the prefetch.
 //
 // Expected of an H200 (4.8 TB/s, 132 multiprocessors at 128 bytes of shared memory and four instructions a clock, 67 TF of FMA):
 //   T = 16, float32: a coordinate is 64 bytes from memory, 256 of shared memory (64 written, 192 read; 6.2 times the bytes from
@@ -138,6 +138,10 @@ constexpr int kLaneRows = kTile / 2;                      // of a tile
 constexpr int kSlabSteps = kRowBytes / (8 * kTileLanes);  // of 8 bytes a lane
 constexpr int kSlots = 4;                                 // 16-byte vectors a thread prefetches
 constexpr int kMaxTiledThreads = 320;
+
+// Whether the next slab is on its way while this one is worked on; sums in float64 leave no registers for it on sm_80.
+template <class Run>
+constexpr bool kPrefetch = sizeof(Run) == 4;
 
 template <class Run>
 constexpr int kSlab = kRowBytes / int(sizeof(Run));  // coordinates
@@ -286,7 +290,7 @@ __device__ __forceinline__ void add_tile(const char* slab, int a, int b, int ste
   }
 }
 
-// Two blocks a multiprocessor; with float64 accumulators there is room for one.
+// At 168 registers two blocks of six warps (up to 24 tasks) fit a multiprocessor, one of ten.
 template <class Run>
 __global__ void __launch_bounds__(kMaxTiledThreads)
     gram_tiled(const __grid_constant__ Table table, int panels, double* partial /* [pairs, gridDim.x / panels] */) {
@@ -312,14 +316,15 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
     with_element<Run>(piece_entries(table)[chunk.piece].scalar, [&](auto tag) {
       Stager<typename decltype(tag)::type, Run> stager(table, chunk, panel);
       const int count = stager.slabs();
-      stager.load(0);
+      if (kPrefetch<Run>) stager.load(0);
       for (int s = 0; s < count; ++s) {
         // Two slabs take turns: when one is overwritten, all threads have passed the barrier after they last read it.
         char* const slab = reinterpret_cast<char*>(slabs) + parity * kSlabBytes;
         parity ^= 1;
+        if (!kPrefetch<Run>) stager.load(s);
         stager.store(s, slab);
         GS_BLOCK_BARRIER(gram_tiled_slab);
-        if (s + 1 < count) stager.load(s + 1);
+        if (kPrefetch<Run> && s + 1 < count) stager.load(s + 1);
         if (sharer < sharers) {
 #pragma unroll 1
           for (int step = sharer; step < kSlabSteps; step += sharers) add_tile<Run>(slab, a, b, step, run);
