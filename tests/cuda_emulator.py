@@ -279,6 +279,13 @@ class Emulator:
         self.library.gs_heads(len(data), _pointer(data), SCALARS[dtype], ctypes.c_void_p(out), SCALARS[out_dtype], result)
         return result[0], result[1]
 
+    def chunk(self, numel: Sequence[int], tasks: int, c: int) -> tuple[int, int, int, int]:
+        """(piece, start, length) of chunk c, and the number of chunks; no memory of the gradients' size is needed."""
+        sizes, result = np.array(numel, dtype=np.int64), np.zeros(4, dtype=np.int64)
+        self.call("gs_chunk", tasks, len(sizes), _pointer(sizes), c, _pointer(result))
+        piece, start, length, count = map(int, result)
+        return piece, start, length, count
+
     def chunks(self, numel: Sequence[int], tasks: int) -> npt.NDArray[np.int64]:
         """(piece, start, length) of every chunk, as the kernels find them."""
         sizes = np.array(numel, dtype=np.int64)

@@ -18,10 +18,10 @@ GS_HOST_DEVICE void pair_at(int64_t pair, int tasks, int& i, int& j) {
   j = i + int(pair);
 }
 
-// Count sums over a warp, spread over its lanes: each lane keeps ceil(Count / 32) of them. add() takes every lane's own
-// contributions and halves the list at every step of the butterfly, which costs Count exchanges instead of 5 * Count and keeps
-// the float64 accumulators out of the registers of the caller's inner loop.
-template <int Count>
+// Count sums over a warp, or over each group of Lanes in it, spread over its lanes: each keeps ceil(Count / Lanes) of them. add()
+// takes every lane's own contributions and halves the list at every step of the butterfly, which costs Count exchanges instead of
+// 5 * Count and keeps the float64 accumulators out of the registers of the caller's inner loop.
+template <int Count, int Lanes = kWarp>
 class WarpSums {
  public:
   // Called by all lanes of the warp.
@@ -30,13 +30,13 @@ class WarpSums {
     double widened[Count];
 #pragma unroll
     for (int k = 0; k < Count; ++k) widened[k] = double(values[k]);
-    halve<Count, kWarp / 2>(widened);
+    halve<Count, Lanes / 2>(widened);
   }
 
   __device__ __forceinline__ void store(double* sums /* [Count] */) const {
     int first = 0, limit = Count, count = Count;
 #pragma unroll
-    for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+    for (int mask = Lanes / 2; mask > 0; mask /= 2) {
       count = (count + 1) / 2;
       if (lane() & mask)
         first += count;
@@ -49,7 +49,7 @@ class WarpSums {
   }
 
  private:
-  static constexpr int kKept = (Count + kWarp - 1) / kWarp;
+  static constexpr int kKept = (Count + Lanes - 1) / Lanes;
 
   static __device__ __forceinline__ int lane() { return int(threadIdx.x) % kWarp; }
 
@@ -57,7 +57,7 @@ class WarpSums {
   template <int N, int Mask>
   __device__ __forceinline__ void halve(const double (&values)[N]) {
     if constexpr (Mask == 0) {
-      static_assert(N == kKept, "ceil(ceil(n / 2) / 2) ... = ceil(n / 32)");
+      static_assert(N == kKept, "ceil(ceil(n / 2) / 2) ... = ceil(n / Lanes)");
 #pragma unroll
       for (int k = 0; k < N; ++k) kept_[k] += values[k];
     } else {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <new>
+#include <stdexcept>
 #include <vector>
 
 #include "macros.h"
@@ -26,7 +27,10 @@ static_assert(sizeof(PieceEntry) == 16, "whole words, without padding that could
 
 constexpr int8_t kNoBorder = -1;
 constexpr int kSmallTasks = 8;  // up to here one thread accumulates all pairs, above it a warp a tile of them
-constexpr int kMinChunk = 2048, kMaxChunk = 32768, kMaxTiledChunk = 8192;
+constexpr int kMinChunk = 2048, kMaxChunk = 32768, kMaxTiledChunk = 4096;
+// Chunks, and a block's turns among them, are counted in 32 bits. So many whole chunks are more than 4e12 coordinates a row, and
+// no smaller ones are made but 1024 and a last one a piece: no device has the memory.
+constexpr int kMostChunks = 1 << 30;
 constexpr int kTableWords = 480;  // 3840 bytes; a launch takes at most 4 KB of parameters on every CUDA version
 
 // A kernel parameter. Its words are in two parts: the rows, which are mostly those of the call before, and the outputs.
@@ -176,6 +180,7 @@ class RowTable {
       entry.scalar = entry.out_scalar = present.scalar;
       entry.head = entry.out_head = find_head(present);
       rows_float64_ = rows_float64_ || (present.some && present.scalar == Scalar::f64);
+      rows_16_bit_ = rows_16_bit_ && (!present.some || size_of(present.scalar) == 2);
       if (rows.out.empty()) continue;
       outputs[p] = address(rows.out[p]);
       const RowWords out{outputs + p, 1, rows.out[p].scalar, outputs[p]};
@@ -203,6 +208,7 @@ class RowTable {
       entry.out_scalar = kept.scalar;
       entry.head = entry.out_head = shared_head(find_head(wide), wide.scalar, narrow);
       rows_float64_ = rows_float64_ || rows.scalar == Scalar::f64 || kept.scalar == Scalar::f64;
+      rows_16_bit_ = false;  // buffers are not
     }
     fill_parameter();
   }
@@ -211,6 +217,7 @@ class RowTable {
   int chunks() const { return table_.chunks; }
   int groups() const { return table_.groups; }
   bool rows_float64() const { return rows_float64_; }  // in one row at least
+  bool rows_16_bit() const { return rows_16_bit_; }    // all rows
   bool any_float64() const { return rows_float64_ || out_float64_; }
   const Table& parameter() const { return table_; }
   const PieceEntry* entries() const {
@@ -253,11 +260,17 @@ class RowTable {
     return result;
   }
 
+  static int32_t checked(int64_t chunks) {
+    if (chunks > kMostChunks)
+      throw std::length_error("gradsurgery: the gradients have more coordinates than chunks can be counted");
+    return int32_t(chunks);
+  }
+
   PieceEntry& add_entry(int piece, int64_t numel) {
     PieceEntry& entry = *new (const_cast<PieceEntry*>(entries()) + piece) PieceEntry{};
     entry.numel = numel;
     entry.first_chunk = table_.chunks;
-    table_.chunks += int32_t((numel + table_.chunk_length - 1) / table_.chunk_length);
+    table_.chunks = checked(table_.chunks + (numel + table_.chunk_length - 1) / table_.chunk_length);
     return entry;
   }
 
@@ -280,7 +293,7 @@ class RowTable {
   std::vector<int64_t> words_;                     // the rows' part, then that of the outputs
   size_t row_count_ = 0;                           // words of the rows' part
   bool rows_ride_ = false, outputs_ride_ = false;  // in the parameter
-  bool rows_float64_ = false, out_float64_ = false;
+  bool rows_float64_ = false, out_float64_ = false, rows_16_bit_ = true;
 };
 
 }  // namespace gradsurgery

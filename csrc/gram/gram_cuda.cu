@@ -1,4 +1,5 @@
 #include "gram_cuda.cuh"
+#include "gram_mma_cuda.cuh"
 
 namespace gradsurgery {
 namespace {
@@ -23,7 +24,7 @@ void gram_partials_cuda(const RowTable& table, double* partial, void* stream) {
     const SmallKernel kernel = table.rows_float64() ? small_float64(table.tasks()) : kSmall[table.tasks() - 1];
     GS_LAUNCH(kernel, launch.blocks, launch.threads, 0, stream, table.parameter(), partial);
   } else {
-    const auto kernel = table.rows_float64() ? gram_tiled<double> : gram_tiled<float>;
+    const auto kernel = uses_mma(table) ? gram_mma : table.rows_float64() ? gram_tiled<double> : gram_tiled<float>;
     GS_LAUNCH(kernel, launch.blocks * launch.panels, launch.threads, 0, stream, table.parameter(), launch.panels, partial);
   }
 }

@@ -118,23 +118,34 @@ __global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
 //
 // A slab of 512 bytes of up to 32 rows (as Run) is staged once and serves all pairs among them. With more than 32 tasks,
 // a block takes two 16-row blocks of the tasks (a panel) and the pairs between them. Every warp owns one 8 x 8 tile of
-// pairs for the whole kernel; where there are warps enough, two share a tile and take half of each slab.
+// pairs for the whole kernel; where there are warps enough, several share a tile and each takes part of each slab. A half-warp
+// takes four rows of the tile, and 8 bytes a lane of them: 32 sums a lane leave room for the prefetch.
+//
+// Expected of an H200 (4.8 TB/s, 132 multiprocessors at 128 bytes of shared memory and four instructions a clock, 67 TF of FMA):
+//   T = 16, float32: a coordinate is 64 bytes from memory, 256 of shared memory (64 written, 192 read; 6.2 times the bytes from
+//   memory are to be had) and 384 flop, 29 TF at full bandwidth: memory is the limit.
+//   T = 32, float32: 128 bytes, 768 of shared memory (6.0 times) and 1280 flop, 48 TF: memory, shared memory and the issue of
+//   instructions come to within a few percent of each other, so some of the bandwidth will be missed.
+//   T = 16, bfloat16: 32 bytes, the same 256 of shared memory (8 times): shared memory is the limit, at three quarters of the
+//   bandwidth. Above 16 tasks gram_mma takes these.
 
 constexpr int kTile = 8;
 constexpr int kHalfPanel = 16;
 constexpr int kStagedRows = 2 * kHalfPanel;
 constexpr int kRowBytes = 512;
-constexpr int kSlabSteps = 2;  // of 8 bytes a lane
-constexpr int kSlots = 4;      // 16-byte vectors a thread prefetches
+constexpr int kTileLanes = kWarp / 2;
+constexpr int kLaneRows = kTile / 2;                      // of a tile
+constexpr int kSlabSteps = kRowBytes / (8 * kTileLanes);  // of 8 bytes a lane
+constexpr int kSlots = 4;                                 // 16-byte vectors a thread prefetches
 constexpr int kMaxTiledThreads = 320;
 
-// Whether the next slab is on its way while this one is worked on; float64 sums leave no registers for it.
+// Whether the next slab is on its way while this one is worked on; sums in float64 leave no registers for it on sm_80.
 template <class Run>
 constexpr bool kPrefetch = sizeof(Run) == 4;
 
 template <class Run>
 constexpr int kSlab = kRowBytes / int(sizeof(Run));  // coordinates
-static_assert(kMaxTiledChunk / kWarp <= 256, "runs of at most 256 float32 additions, one warp to a tile");
+static_assert(kMaxTiledChunk / kTileLanes <= 256, "runs of at most 256 float32 additions, one warp to a tile");
 
 struct Panel {
   int first, second;  // tasks of staged row 0 and of staged row 16
@@ -166,6 +177,12 @@ struct Panel {
     }
   }
 };
+
+// The gradient of a staged row in a piece, or null.
+__device__ __forceinline__ const char* panel_row(const Table& table, int piece, const Panel& panel, int staged) {
+  const int task = panel.task(staged);
+  return staged < panel.row_blocks * kTile && task < table.tasks ? row_pointer(table, piece, task) : nullptr;
+}
 
 // Moves a chunk, slab after slab, into shared memory. Slabs that lie in the chunk and are aligned go through registers, 16 bytes
 // at a time, and may be loaded while the one before is worked on; others are copied element by element, with zeros outside.
@@ -229,8 +246,7 @@ class Stager {
   }
 
   __device__ __forceinline__ const char* row(int staged) const {
-    const int task = panel_.task(staged);
-    const char* const pointer = task < table_.tasks ? row_pointer(table_, chunk_.piece, task) : nullptr;
+    const char* const pointer = panel_row(table_, chunk_.piece, panel_, staged);
     return pointer ? pointer + chunk_.start * int64_t(sizeof(Element)) : nullptr;
   }
 
@@ -253,30 +269,28 @@ class Stager {
   bool aligned_;
 };
 
-// Sums of a tile of pairs, row by row: in halves, as a warp sums them up in halves to spare registers.
+// Adds the products of this half-warp's rows of tile (a, b) at its coordinates of a step, row by row.
 template <class Run>
-struct TileRun {
-  Run half[2][kTile * kTile / 2] = {};
-};
-
-template <class Run>
-__device__ __forceinline__ void add_tile(const char* slab, int a, int b, int step, TileRun<Run>& run) {
+__device__ __forceinline__ void add_tile(const char* slab, int a, int b, int step, Run (&run)[kLaneRows * kTile]) {
   constexpr int kWidth = 8 / int(sizeof(Run));
   using Pair = Pack<Run, kWidth>;
-  const char* const at = slab + (step * kWarp + int(threadIdx.x) % kWarp) * 8;
+  const int lane = int(threadIdx.x) % kWarp;
+  const char* const at = slab + (step * kTileLanes + lane % kTileLanes) * 8;
+  const char* const rows = at + (a * kTile + lane / kTileLanes * kLaneRows) * kRowBytes;
   Pair y[kTile];
 #pragma unroll
   for (int j = 0; j < kTile; ++j) y[j] = *reinterpret_cast<const Pair*>(at + (b * kTile + j) * kRowBytes);
 #pragma unroll
-  for (int i = 0; i < kTile; ++i) {
-    const Pair x = *reinterpret_cast<const Pair*>(at + (a * kTile + i) * kRowBytes);
+  for (int i = 0; i < kLaneRows; ++i) {
+    const Pair x = *reinterpret_cast<const Pair*>(rows + i * kRowBytes);
 #pragma unroll
     for (int j = 0; j < kTile; ++j)
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) run.half[i / 4][i % 4 * kTile + j] += x.at[k] * y[j].at[k];
+      for (int k = 0; k < kWidth; ++k) run[i * kTile + j] += x.at[k] * y[j].at[k];
   }
 }
 
+// At 168 registers two blocks of six warps (up to 24 tasks) fit a multiprocessor, one of ten.
 template <class Run>
 __global__ void __launch_bounds__(kMaxTiledThreads)
     gram_tiled(const __grid_constant__ Table table, int panels, double* partial /* [pairs, gridDim.x / panels] */) {
@@ -292,13 +306,13 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
   int a, b;
   panel.tile(warp % tiles, a, b);
 
-  WarpSums<kEntries / 2> sums[2];
+  WarpSums<kEntries / 2, kTileLanes> sums;
   int parity = 0;
   for (int turn = block;; turn += blocks) {
     const int c = chunk_of_turn(table, block, blocks, turn);
     if (c == table.chunks) break;
     const Chunk chunk = find_chunk(table, c);
-    TileRun<Run> run;
+    Run run[kEntries / 2] = {};
     with_element<Run>(piece_entries(table)[chunk.piece].scalar, [&](auto tag) {
       Stager<typename decltype(tag)::type, Run> stager(table, chunk, panel);
       const int count = stager.slabs();
@@ -317,13 +331,9 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
         }
       }
     });
-    sums[0].add(run.half[0]);  // warps without a tile, too: the compiler must see that all threads are together
-    sums[1].add(run.half[1]);
+    sums.add(run);  // warps without a tile, too: the compiler must see that all threads are together
   }
-  if (sharer < sharers) {
-    sums[0].store(warp_sums + warp * kEntries);
-    sums[1].store(warp_sums + warp * kEntries + kEntries / 2);
-  }
+  if (sharer < sharers) sums.store(warp_sums + warp * kEntries + int(threadIdx.x) % kWarp / kTileLanes * (kEntries / 2));
   GS_BLOCK_BARRIER(gram_tiled_sums);
   for (int e = int(threadIdx.x); e < tiles * kEntries; e += int(blockDim.x)) {
     panel.tile(e / kEntries, a, b);

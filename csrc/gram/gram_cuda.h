@@ -9,6 +9,9 @@
 
 namespace gradsurgery {
 
+constexpr int kMmaThreads = 128;
+constexpr int kFmaTasks = 16;  // above, gradients of 16 bits go through tensor cores
+
 struct GramLaunch {
   int threads;
   int blocks;  // along the coordinates: partial sums a pair
@@ -27,7 +30,13 @@ constexpr GramLaunch gram_launch(int tasks, int chunks, int groups) {
   return {256, std::min<int>(chunks, int(std::clamp<int64_t>(most, 1, 128)) + more), rows * (rows + 1) / 2};
 }
 
-inline GramLaunch gram_launch(const RowTable& table) { return gram_launch(table.tasks(), table.chunks(), table.groups()); }
+inline bool uses_mma(const RowTable& table) { return table.tasks() > kFmaTasks && table.rows_16_bit(); }
+
+inline GramLaunch gram_launch(const RowTable& table) {
+  GramLaunch launch = gram_launch(table.tasks(), table.chunks(), table.groups());
+  if (uses_mma(table)) launch.threads = kMmaThreads;
+  return launch;
+}
 
 // Float64 elements that gram_partials_cuda writes: [pairs, blocks].
 inline int64_t gram_partials(const RowTable& table) { return pair_count(table.tasks()) * gram_launch(table).blocks; }

@@ -34,7 +34,7 @@ static __global__ void advance_key(const int32_t* broken, int64_t* key) {
 }
 
 template <class Solver>
-__global__ void __launch_bounds__(kWarp) solve_weights(const __grid_constant__ SolveCuda call) {
+__global__ void __launch_bounds__(kWarp, 1) solve_weights(const __grid_constant__ SolveCuda call) {
   GS_DYNAMIC_SHARED(shared);
   GS_SHARED(int, refused, 1);
   const WarpLanes lanes;

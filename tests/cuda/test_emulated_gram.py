@@ -36,9 +36,36 @@ def test_task_counts(emulator: Emulator, tasks: int, dtype: torch.dtype) -> None
     check(emulator, [rows(tasks, 1003, dtype)], TOLERANCES[dtype].gram)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("tasks", [48, 49, 64, 100])
-def test_more_tasks_than_a_panel(emulator: Emulator, tasks: int) -> None:
-    check(emulator, [rows(tasks, 2500, torch.float32)], TOLERANCES[torch.float32].gram)
+def test_more_tasks_than_a_panel(emulator: Emulator, tasks: int, dtype: torch.dtype) -> None:
+    check(emulator, [rows(tasks, 2500, dtype)], TOLERANCES[dtype].gram)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tasks", [9, 17, 32, 33, 50])
+def test_small_integers_give_k_exactly(emulator: Emulator, tasks: int, dtype: torch.dtype) -> None:
+    """Nothing is rounded: every product is there once, and nothing else is."""
+    for numel, seed in ((63, 0), (4097, 1)):
+        numbers = torch.randint(-8, 9, (tasks, numel), generator=torch.Generator().manual_seed(seed)).double()
+        for piece in (
+            [placed(g, 3, dtype) for g in numbers],
+            [placed(g, t % 3, dtype) if t != 4 else None for t, g in enumerate(numbers)],
+        ):
+            G = matrix([piece])
+            assert np.array_equal(emulator.gram([piece]), G @ G.T)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tensor_cores_stay_within_the_bound_of_short_runs(emulator: Emulator, seed: int) -> None:
+    """256 roundings of a float32 sum, relative to the sum of absolute products; and the same bits again."""
+    tasks = 17 + seed % 16
+    for dtype in (torch.bfloat16, torch.float16):
+        pieces = [rows(tasks, numel, dtype, p, seed) for p, numel in enumerate((257, 1000 + seed))]
+        K, G = emulator.gram(pieces), matrix(pieces)
+        assert (np.abs(K - G @ G.T) <= 256 * 2.0**-24 * (np.abs(G) @ np.abs(G).T)).all()
+        assert np.array_equal(K, K.T)
+        assert np.array_equal(K, emulator.gram(pieces))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -54,7 +81,7 @@ def test_many_chunks(emulator: Emulator, tasks: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("tasks", [2, 10])
+@pytest.mark.parametrize("tasks", [2, 10, 18])
 def test_every_alignment(emulator: Emulator, tasks: int, dtype: torch.dtype) -> None:
     """All rows equally far from a 16-byte border: vectors after a head. Otherwise: element by element."""
     for numel in (5, 300):
@@ -64,10 +91,10 @@ def test_every_alignment(emulator: Emulator, tasks: int, dtype: torch.dtype) -> 
         check(emulator, [apart], TOLERANCES[dtype].gram)
 
 
-@pytest.mark.parametrize("tasks", [3, 8, 12, 40])
+@pytest.mark.parametrize("tasks", [3, 8, 12, 20, 40])
 def test_absent_rows_and_several_pieces(emulator: Emulator, tasks: int) -> None:
     """Absent rows are zeros; the pieces' types may differ, with float64 among them or not."""
-    for dtypes in (DTYPES[1:], DTYPES):
+    for dtypes in (DTYPES[2:], DTYPES[1:], DTYPES):
         pieces = []
         for p, numel in enumerate((700, 1, 64, 2050, 33, 8)):
             piece = rows(tasks, numel, dtypes[p % len(dtypes)], p % 3, seed=p)
@@ -96,7 +123,7 @@ def test_tables_too_large_for_a_launchs_parameters(emulator: Emulator, pieces: i
         check(emulator, [rows(tasks, 1 + p % 7, torch.float32, seed=p) for p in range(pieces)], TOLERANCES[torch.float32].gram)
 
 
-@pytest.mark.parametrize("tasks", [1, 8, 9])
+@pytest.mark.parametrize("tasks", [1, 8, 9, 17])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_runs_of_float32_additions_are_short(emulator: Emulator, tasks: int, dtype: torch.dtype) -> None:
     """One square of 2^24, then ones. A float32 sum that has met 2^24 loses every 1 that follows, so K tells how long runs are."""

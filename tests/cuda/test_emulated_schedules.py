@@ -17,8 +17,8 @@ from ops.solver_calls import SOLVER_METHODS, solver_call
 SEEDS = range(1, 9)
 
 
-def rows(tasks: int, numel: int) -> list[Row]:
-    return [placed(g) for g in torch.randn(tasks, numel, generator=torch.Generator().manual_seed(tasks))]
+def rows(tasks: int, numel: int, dtype: torch.dtype = torch.float32) -> list[Row]:
+    return [placed(g, dtype=dtype) for g in torch.randn(tasks, numel, generator=torch.Generator().manual_seed(tasks))]
 
 
 def gram_of_few(emulator: Emulator) -> list[Float64]:
@@ -31,6 +31,10 @@ def gram_of_more(emulator: Emulator) -> list[Float64]:
 
 def gram_of_many(emulator: Emulator) -> list[Float64]:
     return [emulator.gram([rows(34, 700)])]
+
+
+def gram_of_16_bits(emulator: Emulator) -> list[Float64]:
+    return [emulator.gram([rows(20, 3001, torch.bfloat16)]), emulator.gram([rows(34, 700, torch.float16)])]
 
 
 def solver(emulator: Emulator) -> list[Float64]:
@@ -148,6 +152,7 @@ RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     gram_of_few,
     gram_of_more,
     gram_of_many,
+    gram_of_16_bits,
     solver,
     solvers,
     solver_of_groups,

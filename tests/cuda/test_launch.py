@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cuda_emulator import Emulator
+from cuda_emulator import EmulationError, Emulator
 from tolerances import DTYPES
 
 TASKS = (1, 2, 7, 8, 9, 16, 17, 24, 25, 32, 33, 48, 100, 1000)
@@ -63,7 +63,7 @@ def test_chunk_length(emulator: Emulator, tasks: int) -> None:
     lengths = [emulator.library.gs_chunk_length(n, tasks) for n in (np.ctypeslib.ctypes.c_int64(10**k) for k in range(11))]
     assert lengths == sorted(lengths)
     assert lengths[0] == 2048
-    assert lengths[-1] == (32768 if tasks <= 8 else 8192)
+    assert lengths[-1] == (32768 if tasks <= 8 else 4096)
     assert all(length & (length - 1) == 0 for length in lengths)
 
 
@@ -108,3 +108,25 @@ def test_chunks_cover_every_coordinate_once(emulator: Emulator, numel: list[int]
             at += 1
         assert start == size
     assert at == len(chunks)
+
+
+@pytest.mark.parametrize("tasks", [2, 9, 33, 1024])
+def test_chunks_beyond_32_bits(emulator: Emulator, tasks: int) -> None:
+    """More than 2^31 coordinates in a piece, before a piece, and in total."""
+    numel, length = [2**33 + 5, 3, 2**40 + 1], 32768 if tasks <= 8 else 4096
+    first, last = ceil(numel[0], length), ceil(numel[2], length)
+    count = first + 1 + last
+    assert emulator.chunk(numel, tasks, 0) == (0, 0, length, count)
+    assert emulator.chunk(numel, tasks, first - 2) == (0, 2**33 - length, length, count)
+    assert emulator.chunk(numel, tasks, first - 1) == (0, 2**33, 5, count)
+    assert emulator.chunk(numel, tasks, first) == (1, 0, 3, count)
+    assert emulator.chunk(numel, tasks, first + 1) == (2, 0, length, count)
+    assert emulator.chunk(numel, tasks, count - 1) == (2, 2**40, 1, count)
+
+
+@pytest.mark.parametrize("tasks", [2, 9])
+def test_more_chunks_than_can_be_counted_are_refused(emulator: Emulator, tasks: int) -> None:
+    most = (32768 if tasks <= 8 else 4096) << 30
+    assert emulator.chunk([most], tasks, 2**30 - 1)[3] == 2**30
+    with pytest.raises(EmulationError, match="more coordinates than chunks can be counted"):
+        emulator.chunk([most, 1], tasks, 0)

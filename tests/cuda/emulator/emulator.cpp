@@ -196,6 +196,22 @@ GS_EXPORT int gs_chunks(int tasks, int pieces, const int64_t* numel, int64_t* ch
   return table.chunks;
 }
 
+// piece, start and length of chunk c of T absent rows, which may be of any size; and the number of chunks.
+GS_EXPORT int gs_chunk(int tasks, int pieces, const int64_t* numel, int c, int64_t* chunk /* [4] */) {
+  return guarded([&] {
+    const std::vector<const char*> none(size_t(tasks) * pieces, nullptr);
+    const std::vector<uint8_t> scalars(pieces, uint8_t(Scalar::f32));
+    GivenRows problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr);
+    Table table = problem.table->parameter();
+    if (table.device) table.device = problem.table->words().data();
+    const Chunk found = find_chunk(table, c);
+    chunk[0] = found.piece;
+    chunk[1] = found.start;
+    chunk[2] = found.length;
+    chunk[3] = table.chunks;
+  });
+}
+
 // The chunks of every block of the Gram kernels, (block, group of the chunk, chunk) each; returns the number of blocks.
 GS_EXPORT int gs_block_chunks(int tasks, int pieces, const int64_t* numel, int groups, const int64_t* group_pieces,
                               int64_t* visited /* [chunks, 3] */, int64_t* first_blocks /* [G + 1] */) {
