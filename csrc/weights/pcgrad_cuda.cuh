@@ -23,11 +23,11 @@ __device__ __forceinline__ void write_order(const PcgradCuda& problem, int group
   }
 }
 
-__global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCuda problem) {
-  const int tasks = problem.tasks, square = tasks * tasks, group = int(blockIdx.x);
+// One group, by all threads of a block. shared: pcgrad_memory of the block's warps, where problem.scratch is null.
+__device__ __forceinline__ void pcgrad_group(const PcgradCuda& problem, int group, char* shared) {
+  const int tasks = problem.tasks, square = tasks * tasks;
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   const int lane = thread % kWarp, warp = thread / kWarp, warps = threads / kWarp;
-  GS_DYNAMIC_SHARED(shared);
   GS_SHARED(int, refused, 1);  // K is not finite, or an order is invalid
   char* const scratch = problem.scratch ? problem.scratch + group * pcgrad_scratch_bytes(tasks) : shared;
   double* const given_gram = problem.gram + int64_t(group) * square;
@@ -83,8 +83,13 @@ __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCu
   if (thread == 0 && !refuse && problem.options.kind == OrderKind::random && problem.groups == 1) problem.key[1] += 1;
 }
 
+static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCuda problem) {
+  GS_DYNAMIC_SHARED(shared);
+  pcgrad_group(problem, int(blockIdx.x), shared);
+}
+
 // Advances the key of several groups, unless some K is not finite.
-__global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_advance(const PcgradCuda problem) {
+static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_advance(const PcgradCuda problem) {
   GS_SHARED(int, refused, 1);
   if (threadIdx.x == 0) *refused = 0;
   GS_BLOCK_BARRIER(pcgrad_advance_start);
