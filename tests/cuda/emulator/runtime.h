@@ -20,7 +20,8 @@ struct Device {
 };
 
 inline Device device;
-inline int launches = 0;                    // so far
+inline int launches = 0;     // so far
+inline int64_t traffic = 0;  // bytes read from and written to device memory so far, by accesses that announce their size
 inline std::map<const void*, int> allowed;  // dynamic shared memory of the kernels that asked for more
 
 template <class... Parameters>
