@@ -27,6 +27,7 @@ FILES = (
     "combine/combine_cuda.cu",
     "combine/coordinatewise_cuda.cu",
     "buffers/buffers_cuda.cu",
+    "surgery/surgery_cuda.cu",
 )
 
 

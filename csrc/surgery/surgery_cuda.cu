@@ -1,3 +1,6 @@
+#include <map>
+#include <mutex>
+
 #include "../common/cuda_upload.cuh"
 #include "surgery_cuda.cuh"
 
@@ -15,15 +18,18 @@ constexpr FusedKernel fused_kernel(int tasks) {
                       : nullptr;
 }
 
-DeviceLimits limits_of(FusedKernel kernel) {
+// Of a kernel on the current device, which is also told that its blocks may use all the shared memory there is.
+DeviceLimits ask(FusedKernel kernel, int device) {
   DeviceLimits limits;
-  if (!kernel) return limits;
-  int device = 0;
-  cudaGetDevice(&device);
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
     cudaDeviceGetAttribute(&value, which, device);
     return value;
+  };
+  const auto resident = [&](int shared) {
+    int blocks = 0;
+    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kFusedThreads, size_t(shared));
+    return blocks;
   };
   cudaFuncAttributes of_kernel{};
   cudaFuncGetAttributes(&of_kernel, kernel);
@@ -34,11 +40,30 @@ DeviceLimits limits_of(FusedKernel kernel) {
   limits.shared_reserved = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
   limits.shared_static = int(of_kernel.sharedSizeBytes);
   limits.l2 = attribute(cudaDevAttrL2CacheSize);
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&limits.blocks, kernel, kFusedThreads, 0);
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_block - limits.shared_static);
+  limits.blocks = resident(0);
+  while (limits.blocks > 0 && resident(shared_room(limits, limits.blocks)) < limits.blocks) --limits.blocks;
   return limits;
 }
 
+// Asked once for each device and kernel: together the questions take as long as a launch.
+DeviceLimits limits_of(FusedKernel kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<FusedKernel, int>, DeviceLimits> known;
+  int device = 0;
+  cudaGetDevice(&device);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [found, is_new] = known.try_emplace({kernel, device});
+  if (is_new) found->second = ask(kernel, device);
+  return found->second;
+}
+
 }  // namespace
+
+int shared_room(const DeviceLimits& device, int blocks) {
+  const int share = device.shared_multiprocessor / blocks - device.shared_reserved;
+  return std::max(0, std::min(device.shared_block, share) - device.shared_static);
+}
 
 FusedLaunch fused_launch(const FusedProblem& problem, const DeviceLimits& device) {
   FusedLaunch launch;
@@ -52,8 +77,7 @@ FusedLaunch fused_launch(const FusedProblem& problem, const DeviceLimits& device
   launch.blocks = std::clamp(shares, 1, device.blocks * device.multiprocessors);
   // Few blocks have a multiprocessor's shared memory for themselves.
   const int together = int(ceil(launch.blocks, device.multiprocessors));
-  const int shared = std::min(device.shared_block, device.shared_multiprocessor / together - device.shared_reserved);
-  const int64_t room = std::max(0, shared - device.shared_static) / slot_bytes(problem.tasks);
+  const int64_t room = shared_room(device, together) / slot_bytes(problem.tasks);
   const int64_t chunks = shares == 0 ? 0 : ceil(shares, launch.blocks) * ceil(problem.chunks, shares);  // of a block, at most
   launch.slots = int(std::min(room, chunks * chunk_slots(problem.chunk_length / kVector<float>)));
   launch.shared_bytes = launch.slots * slot_bytes(problem.tasks);
@@ -62,17 +86,9 @@ FusedLaunch fused_launch(const FusedProblem& problem, const DeviceLimits& device
 
 FusedLaunch fused_launch_cuda(const RowTable& table, int64_t numel) {
   const FusedKernel kernel = fused_kernel(table.tasks());
-  const DeviceLimits limits = limits_of(kernel);
   const FusedProblem problem{table.tasks(), table.groups(),     table.chunks(), table.parameter().chunk_length,
                              numel,         table.any_float64()};
-  FusedLaunch launch = fused_launch(problem, limits);
-  if (launch.blocks == 0) return launch;
-  // Always as much as there is, so that calls of other threads do not matter.
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_block - limits.shared_static);
-  int blocks = 0;  // the last word on how many fit
-  cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kFusedThreads, size_t(launch.shared_bytes));
-  launch.blocks = std::min(launch.blocks, blocks * limits.multiprocessors);
-  return launch;
+  return fused_launch(problem, kernel ? limits_of(kernel) : DeviceLimits{});
 }
 
 void pcgrad_fused_cuda(RowTable& table, const FusedLaunch& launch, PcgradCuda problem, double* partial, bool accumulate,

@@ -33,8 +33,9 @@ __global__ void __launch_bounds__(kFusedThreads, 2)
   }
   GS_GRID_BARRIER(fused_partials);
 
-  GS_SHARED(double, solver_memory, pcgrad_memory(T, kFusedThreads / kWarp) / 8);
-  if (blockIdx.x == 0) pcgrad_group(call.problem, 0, reinterpret_cast<char*>(solver_memory));
+  constexpr int kWarps = kFusedThreads / kWarp, kPairs = T * (T + 1) / 2;
+  GS_SHARED(double, solver_memory, pcgrad_memory(T, kWarps) / 8);
+  if (blockIdx.x == 0) pcgrad_group<(kPairs + kWarps - 1) / kWarps>(call.problem, 0, reinterpret_cast<char*>(solver_memory));
   GS_GRID_BARRIER(fused_weights);
 
   for (int share = first + (shares - 1 - first) / step * step; share >= first; share -= step)

@@ -31,6 +31,9 @@ struct DeviceLimits {
   int l2 = 0;
 };
 
+// Dynamic shared memory for each of this many blocks on a multiprocessor.
+int shared_room(const DeviceLimits& device, int blocks);
+
 struct FusedLaunch {
   int blocks = 0;  // 0: separate launches
   int slots = 0;   // of vectors kept in a block's shared memory

@@ -15,6 +15,7 @@ HOT = {
     *(f"gram_small<{tasks},d>" for tasks in (2, 4, 8)),
     *(f"combine_chunks<{rows},0,f>" for rows in range(1, 9)),
     *(f"combine_chunks<{rows},0,d>" for rows in (2, 4, 8)),
+    *(f"pcgrad_fused<{tasks},f>" for tasks in (2, 4, 6, 8)),
     *(f"ema_gram_small<{tasks},f>" for tasks in range(1, 9)),
     *(f"ema_gram_small<{tasks},d>" for tasks in (2, 4, 8)),
     "combine_chunks<8,1,f>",
@@ -86,5 +87,8 @@ def test_hot_loops_load_16_bytes_from_global_memory(compiled: Compiled, architec
         assert len(loads) >= tasks, f"{name}: {len(loads)} loads of 16 bytes"
         assert not any(op.startswith(("STL", "LDL")) for op in code[name]), f"{name} touches local memory"
     for name, operations in code.items():
-        assert not any(op.startswith(("RED.", "ATOM")) for op in operations), f"{name}: an atomic would make sums unordered"
+        # Whole numbers are counted where the grid's blocks meet; a sum of others would depend on the order.
+        allowed = {"ATOMG.E.ADD.STRONG.GPU"} if name.startswith("pcgrad_fused") else set()
+        atomics = {op for op in operations if op.startswith(("RED.", "ATOM"))}
+        assert atomics <= allowed, f"{name}: an atomic would make sums unordered"
         assert not any("TF32" in op for op in operations)

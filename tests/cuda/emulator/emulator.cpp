@@ -70,6 +70,7 @@ GS_EXPORT int64_t gs_traffic() { return simt::traffic; }
 // multiprocessors, blocks on one, its shared memory, a block's, what every block takes besides, static, L2, cooperative
 GS_EXPORT void gs_device(const int* limits /* [8], read or written */, int* before /* [8] */) {
   simt::Device& d = simt::device;
+  ++simt::device_number;
   int* const fields[] = {&d.multiprocessors, &d.blocks, &d.shared_multiprocessor, &d.shared_block, &d.shared_reserved,
                          &d.static_shared,   &d.l2};
   for (int k = 0; k < 7; ++k) {

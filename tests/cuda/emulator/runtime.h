@@ -20,8 +20,9 @@ struct Device {
 };
 
 inline Device device;
-inline int launches = 0;     // so far
-inline int64_t traffic = 0;  // bytes read from and written to device memory so far, by accesses that announce their size
+inline int device_number = 0;  // changes with the description: what was learnt of another device does not hold
+inline int launches = 0;       // so far
+inline int64_t traffic = 0;    // bytes read from and written to device memory so far, by accesses that announce their size
 inline std::map<const void*, int> allowed;  // dynamic shared memory of the kernels that asked for more
 
 template <class... Parameters>
@@ -58,7 +59,7 @@ struct cudaFuncAttributes {
 };
 
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = simt::device_number;
   return cudaSuccess;
 }
 
