@@ -103,7 +103,7 @@ __device__ __forceinline__ void combine_chunk(const Table& table, const Chunk& c
     using Element = typename decltype(tag)::type;
     constexpr int kWidth = kVector<Element>;
     const Split split(entry.out_head, chunk.length, kWidth);
-    kept.rewind(entry, split.vectors);
+    kept.template rewind<vectors_at_once(Rows)>(entry, split.vectors);
     combine_groups<Element, Run, kWidth, Rows, More>(
         table, chunk, weights, accumulate, split.vectors, [&](int v) { return split.vector_at(v, kWidth); }, kept);
     combine_groups<Element, Run, 1, Rows, More>(

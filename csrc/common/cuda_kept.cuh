@@ -22,8 +22,10 @@ GS_HOST_DEVICE constexpr int chunk_slots(int vectors) { return (vectors + kVecto
 
 // For kernels that read once: the same calls, and no code.
 struct NothingKept {
+  template <int Unroll>
   __device__ __forceinline__ void start(const PieceEntry&, int) const {}
-  __device__ __forceinline__ void finish() const {}
+  __device__ __forceinline__ void finish(const PieceEntry&, int) const {}
+  template <int Unroll>
   __device__ __forceinline__ void rewind(const PieceEntry&, int) const {}
   template <class Data>
   __device__ __forceinline__ void store(int, const Data&) const {}
@@ -40,17 +42,24 @@ class KeptVectors {
   __device__ __forceinline__ KeptVectors(char* memory /* [slots, T, threads], 16 bytes each */, int slots, int tasks)
       : memory_(memory + int(threadIdx.x) * 16), slots_(slots), tasks_(tasks) {}
 
-  __device__ __forceinline__ void start(const PieceEntry& entry, int vectors) { vectors_ = aligned(entry) ? vectors : 0; }
-  __device__ __forceinline__ void finish() { at_ += chunk_slots(vectors_); }
+  // A chunk with this many vectors a row, which is taken Unroll * threads of them in a step.
+  template <int Unroll>
+  __device__ __forceinline__ void start(const PieceEntry& entry, int vectors) {
+    const int room = slots_ - at_;
+    limit_ = !aligned(entry) ? 0 : chunk_slots(vectors) <= room ? vectors : max(room, 0) / Unroll * (Unroll * kVectorThreads);
+  }
+  __device__ __forceinline__ void finish(const PieceEntry& entry, int vectors) { at_ += own_slots(entry, vectors); }
+  template <int Unroll>
   __device__ __forceinline__ void rewind(const PieceEntry& entry, int vectors) {
-    start(entry, vectors);
-    at_ -= chunk_slots(vectors_);
+    at_ -= own_slots(entry, vectors);
+    start<Unroll>(entry, vectors);
   }
 
-  // The vectors first, first + threads, ... of each row, where the whole step fits.
+  // The step from vector `first` on: vectors first + thread, first + threads + thread, ... of each row. All threads get the same
+  // answer.
   template <int Unroll, int Rows>
   __device__ __forceinline__ void store(int first, const Raw<16> (&data)[Unroll][Rows]) const {
-    if (!holds<Unroll>(first)) return;
+    if (first >= limit_) return;
 #pragma unroll
     for (int u = 0; u < Unroll; ++u)
 #pragma unroll
@@ -60,7 +69,7 @@ class KeptVectors {
 
   template <int Unroll, int Rows>
   __device__ __forceinline__ bool load(int first, Raw<16> (&data)[Unroll][Rows]) const {
-    if (!holds<Unroll>(first)) return false;
+    if (first >= limit_) return false;
 #pragma unroll
     for (int u = 0; u < Unroll; ++u)
 #pragma unroll
@@ -74,13 +83,10 @@ class KeptVectors {
  private:
   // Otherwise the second sweep splits the piece's chunks in another way than the first.
   static __device__ bool aligned(const PieceEntry& entry) { return entry.head == entry.out_head; }
+  static __device__ int own_slots(const PieceEntry& entry, int vectors) { return aligned(entry) ? chunk_slots(vectors) : 0; }
 
-  template <int Unroll>
-  __device__ __forceinline__ bool holds(int first) const {
-    return first < vectors_ && at_ + min(first / kVectorThreads + Unroll, chunk_slots(vectors_)) <= slots_;
-  }
   __device__ __forceinline__ bool inside(int first, int u, int r) const {
-    return first + u * kVectorThreads < vectors_ && r < tasks_;
+    return (u == 0 || first + u * kVectorThreads < limit_) && r < tasks_;
   }
   __device__ __forceinline__ Raw<16>* place(int first, int u, int r) const {
     const int slot = at_ + first / kVectorThreads + u;
@@ -89,8 +95,8 @@ class KeptVectors {
 
   char* memory_;
   int slots_, tasks_;
-  int vectors_ = 0;  // of the chunk, as far as they may be kept
-  int at_ = 0;       // the chunk's first slot
+  int at_ = 0;     // the chunk's first slot
+  int limit_ = 0;  // how many of its vectors are kept: all of them, or those of the first steps
 };
 
 }  // namespace gradsurgery

@@ -43,7 +43,7 @@ __device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk
   constexpr int kUnroll = vectors_at_once(T);
   const PieceEntry& entry = piece_entries(table)[chunk.piece];
   const Split split(entry.head, chunk.length, kWidth);
-  kept.start(entry, split.vectors);
+  kept.template start<kUnroll>(entry, split.vectors);
   const char* rows[T];
 #pragma unroll
   for (int t = 0; t < T; ++t) {
@@ -83,7 +83,7 @@ __device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk
     }
     add_products<T>(x, run);
   }
-  kept.finish();
+  kept.finish(entry, split.vectors);
 }
 
 // One of `blocks` shares of the work, by all threads of a block: its sums for up to T tasks.
