@@ -24,11 +24,10 @@ GS_HOST_DEVICE constexpr int chunk_slots(int vectors) { return (vectors + kVecto
 struct NothingKept {
   template <int Unroll>
   __device__ __forceinline__ void start(const PieceEntry&, int) const {}
-  __device__ __forceinline__ void finish(const PieceEntry&, int) const {}
   template <int Unroll>
   __device__ __forceinline__ void rewind(const PieceEntry&, int) const {}
   template <class Data>
-  __device__ __forceinline__ void store(int, const Data&) const {}
+  __device__ __forceinline__ void store(int, int, const Data&) const {}
   template <class Data>
   __device__ __forceinline__ bool load(int, Data&) const {
     return false;
@@ -40,33 +39,32 @@ struct NothingKept {
 class KeptVectors {
  public:
   __device__ __forceinline__ KeptVectors(char* memory /* [slots, T, threads], 16 bytes each */, int slots, int tasks)
-      : memory_(memory + int(threadIdx.x) * 16), slots_(slots), tasks_(tasks) {}
+      : memory_(memory), slots_(slots), tasks_(tasks) {}
 
   // A chunk with this many vectors a row, which is taken Unroll * threads of them in a step.
   template <int Unroll>
   __device__ __forceinline__ void start(const PieceEntry& entry, int vectors) {
-    const int room = slots_ - at_;
-    limit_ = !aligned(entry) ? 0 : chunk_slots(vectors) <= room ? vectors : max(room, 0) / Unroll * (Unroll * kVectorThreads);
+    set_limit<Unroll>(entry, vectors);
+    at_ += own_slots(entry, vectors);
   }
-  __device__ __forceinline__ void finish(const PieceEntry& entry, int vectors) { at_ += own_slots(entry, vectors); }
   template <int Unroll>
   __device__ __forceinline__ void rewind(const PieceEntry& entry, int vectors) {
     at_ -= own_slots(entry, vectors);
-    start<Unroll>(entry, vectors);
+    set_limit<Unroll>(entry, vectors);
   }
 
-  // The step from vector `first` on: vectors first + thread, first + threads + thread, ... of each row. All threads get the same
-  // answer.
+  // The step from vector `first` on: vectors first + thread, first + threads + thread, ... of each row.
   template <int Unroll, int Rows>
-  __device__ __forceinline__ void store(int first, const Raw<16> (&data)[Unroll][Rows]) const {
+  __device__ __forceinline__ void store(int first, int vectors, const Raw<16> (&data)[Unroll][Rows]) const {
     if (first >= limit_) return;
 #pragma unroll
     for (int u = 0; u < Unroll; ++u)
 #pragma unroll
       for (int r = 0; r < Rows; ++r)
-        if (inside(first, u, r)) *place(first, u, r) = data[u][r];
+        if (inside(first, u, r)) *place(at_ - chunk_slots(vectors), first, u, r) = data[u][r];
   }
 
+  // All threads get the same answer.
   template <int Unroll, int Rows>
   __device__ __forceinline__ bool load(int first, Raw<16> (&data)[Unroll][Rows]) const {
     if (first >= limit_) return false;
@@ -75,7 +73,7 @@ class KeptVectors {
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {
         data[u][r] = {};
-        if (inside(first, u, r)) data[u][r] = *place(first, u, r);
+        if (inside(first, u, r)) data[u][r] = *place(at_, first, u, r);
       }
     return true;
   }
@@ -85,17 +83,23 @@ class KeptVectors {
   static __device__ bool aligned(const PieceEntry& entry) { return entry.head == entry.out_head; }
   static __device__ int own_slots(const PieceEntry& entry, int vectors) { return aligned(entry) ? chunk_slots(vectors) : 0; }
 
+  template <int Unroll>
+  __device__ __forceinline__ void set_limit(const PieceEntry& entry, int vectors) {
+    const int room = slots_ - at_;
+    limit_ = !aligned(entry) ? 0 : chunk_slots(vectors) <= room ? vectors : max(room, 0) / Unroll * (Unroll * kVectorThreads);
+  }
+
   __device__ __forceinline__ bool inside(int first, int u, int r) const {
     return (u == 0 || first + u * kVectorThreads < limit_) && r < tasks_;
   }
-  __device__ __forceinline__ Raw<16>* place(int first, int u, int r) const {
-    const int slot = at_ + first / kVectorThreads + u;
-    return reinterpret_cast<Raw<16>*>(memory_ + (slot * tasks_ + r) * (kVectorThreads * 16));
+  __device__ __forceinline__ Raw<16>* place(int chunk, int first, int u, int r) const {
+    const int slot = chunk + first / kVectorThreads + u;
+    return reinterpret_cast<Raw<16>*>(memory_) + ((slot * tasks_ + r) * kVectorThreads + int(threadIdx.x));
   }
 
   char* memory_;
   int slots_, tasks_;
-  int at_ = 0;     // the chunk's first slot
+  int at_ = 0;     // the first slot behind the chunk that was started, or of the one that was rewound
   int limit_ = 0;  // how many of its vectors are kept: all of them, or those of the first steps
 };
 

@@ -62,7 +62,7 @@ __device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk
         if (rows[t] && v < split.vectors) data[u][t] = load_raw<16>(rows[t] + split.vector_at(v, kWidth) * int(sizeof(Element)));
       }
     }
-    kept.store(first, data);
+    kept.store(first, split.vectors, data);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
@@ -83,7 +83,6 @@ __device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk
     }
     add_products<T>(x, run);
   }
-  kept.finish(entry, split.vectors);
 }
 
 // One of `blocks` shares of the work, by all threads of a block: its sums for up to T tasks.
