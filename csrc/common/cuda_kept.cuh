@@ -34,8 +34,8 @@ struct NothingKept {
   }
 };
 
-// The first sweep starts and finishes the block's chunks one after another, the second rewinds through them. What was read first
-// is kept: what was read last is what the L2 cache still holds.
+// The first sweep starts the block's chunks one after another, the second rewinds through them. What was read first is kept: what
+// was read last is what the L2 cache still holds. Little is remembered, as the first sweep has no register to spare.
 class KeptVectors {
  public:
   __device__ __forceinline__ KeptVectors(char* memory /* [slots, T, threads], 16 bytes each */, int slots, int tasks)

@@ -70,7 +70,8 @@ FusedLaunch fused_launch(const FusedProblem& problem, const DeviceLimits& device
   if (problem.tasks > kSmallTasks || problem.groups > 1 || problem.float64) return launch;
   if (!device.cooperative || device.blocks == 0) return launch;
   const int64_t on_chip = device.l2 + int64_t(device.multiprocessors) * device.shared_multiprocessor;
-  if (problem.numel * problem.tasks * 4 > kTimesOnChip * on_chip) return launch;
+  constexpr int64_t kBytes = 4;  // of an element, at most
+  if (problem.numel * problem.tasks * kBytes > kTimesOnChip * on_chip) return launch;
 
   const int shares = gram_launch(problem.tasks, problem.chunks, 1).blocks;
   const auto ceil = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
