@@ -234,6 +234,7 @@ def _extensions() -> tuple[list[Any], dict[str, Any]]:
                         "csrc/combine/coordinatewise_cuda.cu",
                         "csrc/buffers/buffers_cuda.cu",
                         "csrc/surgery/samples_cuda.cu",
+                        "csrc/surgery/surgery_cuda.cu",
                     ],
                     extra_compile_args={"cxx": [*cxx, *stable, "-DUSE_CUDA"], "nvcc": flags},
                     depends=headers,

@@ -13,6 +13,7 @@
 #include "common/cuda_tensors.h"
 #include "gram/gram_cuda.h"
 #include "surgery/samples_cuda.h"
+#include "surgery/surgery_cuda.h"
 #include "weights/pcgrad_cuda.h"
 #include "weights/solve_cuda.h"
 #include "weights/solve_tensors.h"
@@ -81,10 +82,12 @@ struct Partials {
   double* data;
   int blocks;
 
-  Partials(Prepared& prepared, const DeviceScope& scope)
+  Partials(const Prepared& prepared, const DeviceScope& scope)
       : memory(scope.empty({std::max<int64_t>(1, gram_partials(prepared.table))}, ScalarType::Double)),
         data(static_cast<double*>(memory.mutable_data_ptr())),
-        blocks(gram_launch(prepared.table).blocks) {
+        blocks(gram_launch(prepared.table).blocks) {}
+
+  void fill(Prepared& prepared, const DeviceScope& scope) {
     gram_partials_cuda(prepared.table, data, scope.stream());
     scope.check_launch();
   }
@@ -216,7 +219,8 @@ Tensor gram(Gradients grads, int64_t tasks, bool stacked, Groups given) {
   Prepared prepared(grads, tasks, stacked, nullptr, false, groups, count, scope);
   Tensor result =
       groups.empty() ? scope.empty({tasks, tasks}, ScalarType::Double) : scope.empty({count, tasks, tasks}, ScalarType::Double);
-  const Partials partials(prepared, scope);
+  Partials partials(prepared, scope);
+  partials.fill(prepared, scope);
   gram_finish_cuda(prepared.table, partials.data, static_cast<double*>(result.mutable_data_ptr()), scope.stream());
   scope.check_launch();
   return result;
@@ -298,7 +302,14 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
   Solver solver(1, tasks, false, order, key, include_self, scale, scope);
   Tensor gram = scope.empty({tasks, tasks}, ScalarType::Double);
   solver.problem.gram = static_cast<double*>(gram.mutable_data_ptr());
-  const Partials partials(prepared, scope);
+  Partials partials(prepared, scope);
+  if (const FusedLaunch launch = fused_launch_cuda(prepared.table, prepared.dense.rows().numel); launch.blocks > 0) {
+    pcgrad_fused_cuda(prepared.table, launch, solver.problem, partials.data, accumulate, scope.stream());
+    scope.check_launch();
+    prepared.dense.finish();
+    return {gram, solver.w};
+  }
+  partials.fill(prepared, scope);
   if (tasks <= kFusedTasks) {
     solver.problem.partial = partials.data;
     solver.problem.blocks = partials.blocks;

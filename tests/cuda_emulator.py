@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,24 @@ Row = Tensor | None
 
 class EmulationError(RuntimeError):
     """What the emulator found: a deadlock, a write outside of shared memory, an invalid launch."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """The device that the emulator stands for; memory in bytes. Small, as all threads of a cooperative launch are alive at once."""
+
+    multiprocessors: int = 3
+    blocks: int = 2  # of any kernel on a multiprocessor, as far as registers go
+    shared_multiprocessor: int = 100 << 10
+    shared_block: int = 99 << 10
+    shared_reserved: int = 1 << 10
+    static_shared: int = 8 << 10
+    l2: int = 1 << 20
+    cooperative: bool = True
+
+    def limits(self) -> npt.NDArray[np.int32]:
+        """In the order of the C interface. [8]"""
+        return np.array([getattr(self, field.name) for field in fields(self)], dtype=np.int32)
 
 
 def compiler() -> str:
@@ -76,7 +94,7 @@ def library() -> Path:
 def barriers() -> list[str]:
     """The names of all barriers in the kernels."""
     texts = [file.read_text() for file in sorted((ROOT / "csrc").rglob("*.cuh"))]
-    return [name for text in texts for name in re.findall(r"GS_(?:BLOCK|WARP)_BARRIER\((\w+)\)", text)]
+    return [name for text in texts for name in re.findall(r"GS_(?:GRID|BLOCK|WARP)_BARRIER\((\w+)\)", text)]
 
 
 def placed(values: Tensor, offset: int = 0, dtype: torch.dtype | None = None) -> Tensor:
@@ -167,6 +185,7 @@ class Emulator:
         self.library.gs_hold.restype = ctypes.c_void_p
         self.library.gs_ring_words.restype = ctypes.c_int64
         self.library.gs_pcgrad_memory.restype = ctypes.c_int64
+        self.library.gs_traffic.restype = ctypes.c_int64
 
     def call(self, name: str, *arguments: object) -> None:
         if getattr(self.library, name)(*arguments) != 0:
@@ -212,6 +231,31 @@ class Emulator:
             yield np.ctypeslib.as_array((ctypes.c_int64 * len(words)).from_address(memory.value)) if memory.value else None
         finally:
             self.library.gs_release(handle)
+
+    @contextmanager
+    def device(self, device: Device) -> Iterator[None]:
+        """Runs on another device."""
+        before, ignored = np.zeros(8, dtype=np.int32), np.zeros(8, dtype=np.int32)
+        self.library.gs_device(_pointer(device.limits()), _pointer(before))
+        try:
+            yield
+        finally:
+            self.library.gs_device(_pointer(before), _pointer(ignored))
+
+    def traffic(self) -> int:
+        """Bytes of gradients, buffers and outputs that kernels have read and written so far."""
+        return int(self.library.gs_traffic())
+
+    def fused_launch(
+        self, device: Device, tasks: int, chunks: int, length: int, numel: int, groups: int = 1, float64: bool = False
+    ) -> tuple[int, int, int]:
+        """(blocks, slots of kept vectors, bytes of shared memory) of the launch that does it all; no blocks: there is none."""
+        result = np.zeros(3, dtype=np.int64)
+        self.library.gs_fused_launch(
+            *(tasks, groups, chunks, length, ctypes.c_int64(numel), int(float64)),
+            *(_pointer(device.limits()), _pointer(result)),
+        )
+        return int(result[0]), int(result[1]), int(result[2])
 
     def gram(self, pieces: Sequence[Sequence[Row]], sizes: Sequence[int] | None = None) -> Float64:
         """K [T, T]; or [G, T, T], where ``sizes`` [G] of the pieces after each other are a group."""

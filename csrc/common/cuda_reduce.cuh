@@ -76,13 +76,29 @@ class WarpSums {
   double kept_[kKept] = {};
 };
 
-// The sum of one pair's partials, in all lanes of the warp that calls it.
-__device__ __forceinline__ double sum_partials(const double* partial /* [count] */, int count) {
-  double sum = 0.0;
-  for (int k = int(threadIdx.x) % kWarp; k < count; k += kWarp) sum += partial[k];
+// The sums of some pairs' partials, in all lanes of the warp that calls it; null: no such pair. The loads of all of them are in
+// flight together, and each sum is added up in the same order as alone.
+template <int Pairs>
+__device__ __forceinline__ void sum_partials(const double* const (&partial)[Pairs] /* [count] each */, int count,
+                                             double (&sums)[Pairs]) {
 #pragma unroll
-  for (int mask = kWarp / 2; mask > 0; mask /= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
-  return sum;
+  for (int p = 0; p < Pairs; ++p) sums[p] = 0.0;
+#pragma unroll 4
+  for (int k = int(threadIdx.x) % kWarp; k < count; k += kWarp)
+#pragma unroll
+    for (int p = 0; p < Pairs; ++p)
+      if (partial[p]) sums[p] += partial[p][k];
+#pragma unroll
+  for (int p = 0; p < Pairs; ++p)
+#pragma unroll
+    for (int mask = kWarp / 2; mask > 0; mask /= 2) sums[p] += __shfl_xor_sync(kAllLanes, sums[p], mask);
+}
+
+__device__ __forceinline__ double sum_partials(const double* partial /* [count] */, int count) {
+  const double* const one[] = {partial};
+  double sum[1];
+  sum_partials(one, count, sum);
+  return sum[0];
 }
 
 }  // namespace gradsurgery

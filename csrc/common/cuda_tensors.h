@@ -46,7 +46,11 @@ class DeviceScope {
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         dims, sizes, strides.data(), torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
         torch::stable::detail::to<int32_t>(torch::stable::detail::from(device_.type())), device_.index(), &handle));
-    return Tensor(handle);
+    Tensor result(handle);
+#if defined(GS_EMULATE_CUDA)
+    std::memset(result.mutable_data_ptr(), 0xFF, size_t(result.numel() * result.element_size()));  // NaNs: nobody may read them
+#endif
+    return result;
   }
   Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type) const {
     return empty(sizes.begin(), int64_t(sizes.size()), type);

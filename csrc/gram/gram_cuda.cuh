@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/cuda_elements.h"
+#include "../common/cuda_kept.cuh"
 #include "../common/cuda_reduce.cuh"
 #include "../common/cuda_table.h"
 #include "gram_cuda.h"
@@ -23,7 +24,7 @@ __device__ __forceinline__ int chunk_of_turn(const Table& table, int block, int 
 
 // --- up to eight tasks: every thread accumulates all pairs ---
 
-constexpr int kGramThreads = 256;
+constexpr int kGramThreads = kVectorThreads;
 // A thread adds at most this many coordinates of a chunk to one float32 accumulator: whole vectors, plus an edge.
 static_assert(kMaxChunk / kGramThreads + 8 <= 256, "runs of at most 256 float32 additions");
 
@@ -36,11 +37,13 @@ __device__ __forceinline__ void add_products(const Run (&x)[T], Run (&sums)[T * 
     for (int j = i; j < T; ++j) sums[pair++] += x[i] * x[j];
 }
 
-template <class Element, class Run, int T>
-__device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk, Run (&run)[T * (T + 1) / 2]) {
+template <class Element, class Run, int T, class Kept>
+__device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk, Kept& kept, Run (&run)[T * (T + 1) / 2]) {
   constexpr int kWidth = kVector<Element>;
-  constexpr int kUnroll = T <= 1 ? 8 : T <= 2 ? 4 : T <= 4 ? 2 : 1;  // about eight loads of 16 bytes in flight
-  const Split split(piece_entries(table)[chunk.piece].head, chunk.length, kWidth);
+  constexpr int kUnroll = vectors_at_once(T);
+  const PieceEntry& entry = piece_entries(table)[chunk.piece];
+  const Split split(entry.head, chunk.length, kWidth);
+  kept.template start<kUnroll>(entry, split.vectors);
   const char* rows[T];
 #pragma unroll
   for (int t = 0; t < T; ++t) {
@@ -59,6 +62,7 @@ __device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk
         if (rows[t] && v < split.vectors) data[u][t] = load_raw<16>(rows[t] + split.vector_at(v, kWidth) * int(sizeof(Element)));
       }
     }
+    kept.store(first, split.vectors, data);
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u)
 #pragma unroll
@@ -81,23 +85,19 @@ __device__ __forceinline__ void add_chunk(const Table& table, const Chunk& chunk
   }
 }
 
-// Two or three blocks a multiprocessor hide the latency of memory; with float64 accumulators one has to do for the largest T.
-template <int T, class Run>
-constexpr int kSmallBlocks = sizeof(Run) == 4 ? (T <= 5 ? 3 : 2) : (T <= 4 ? 2 : 1);
-
-// For up to T tasks.
-template <int T, class Run>
-__global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
-    gram_small(const __grid_constant__ Table table, double* partial /* [pairs, gridDim.x] */) {
+// One of `blocks` shares of the work, by all threads of a block: its sums for up to T tasks.
+template <int T, class Run, class Kept>
+__device__ __forceinline__ void gram_share(const Table& table, int block, int blocks, Kept& kept,
+                                           double* partial /* [pairs, blocks] */) {
   constexpr int kPairs = T * (T + 1) / 2, kWarps = kGramThreads / kWarp;
   WarpSums<kPairs> sums;
-  for (int turn = int(blockIdx.x);; turn += int(gridDim.x)) {
-    const int c = chunk_of_turn(table, int(blockIdx.x), int(gridDim.x), turn);
+  for (int turn = block;; turn += blocks) {
+    const int c = chunk_of_turn(table, block, blocks, turn);
     if (c == table.chunks) break;
     const Chunk chunk = find_chunk(table, c);
     Run run[kPairs] = {};
     with_element<Run>(piece_entries(table)[chunk.piece].scalar,
-                      [&](auto tag) { add_chunk<typename decltype(tag)::type, Run, T>(table, chunk, run); });
+                      [&](auto tag) { add_chunk<typename decltype(tag)::type, Run, T>(table, chunk, kept, run); });
     sums.add(run);  // here, where the compiler can see that all threads are together
   }
   GS_SHARED(double, warp_sums, kWarps* kPairs);
@@ -110,8 +110,19 @@ __global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
     double sum = 0.0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) sum += warp_sums[w * kPairs + int(threadIdx.x)];
-    partial[pair_index(i, j, table.tasks) * gridDim.x + blockIdx.x] = sum;
+    partial[pair_index(i, j, table.tasks) * blocks + block] = sum;
   }
+}
+
+// Two or three blocks a multiprocessor hide the latency of memory; with float64 accumulators one has to do for the largest T.
+template <int T, class Run>
+constexpr int kSmallBlocks = sizeof(Run) == 4 ? (T <= 5 ? 3 : 2) : (T <= 4 ? 2 : 1);
+
+template <int T, class Run>
+__global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
+    gram_small(const __grid_constant__ Table table, double* partial /* [pairs, gridDim.x] */) {
+  NothingKept nothing;
+  gram_share<T, Run>(table, int(blockIdx.x), int(gridDim.x), nothing, partial);
 }
 
 // --- more tasks: rows staged in shared memory, 8 x 8 products a warp ---

@@ -23,11 +23,13 @@ __device__ __forceinline__ void write_order(const PcgradCuda& problem, int group
   }
 }
 
-__global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCuda problem) {
-  const int tasks = problem.tasks, square = tasks * tasks, group = int(blockIdx.x);
+// One group, by all threads of a block, of which a warp adds up to kPairs pairs of tasks. shared: pcgrad_memory of the block's
+// warps, where problem.scratch is null.
+template <int kPairs>
+__device__ __forceinline__ void pcgrad_group(const PcgradCuda& problem, int group, char* shared) {
+  const int tasks = problem.tasks, square = tasks * tasks;
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   const int lane = thread % kWarp, warp = thread / kWarp, warps = threads / kWarp;
-  GS_DYNAMIC_SHARED(shared);
   GS_SHARED(int, refused, 1);  // K is not finite, or an order is invalid
   char* const scratch = problem.scratch ? problem.scratch + group * pcgrad_scratch_bytes(tasks) : shared;
   double* const given_gram = problem.gram + int64_t(group) * square;
@@ -39,14 +41,21 @@ __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCu
 
   if (thread == 0) *refused = 0;
   if (problem.partial) {
-    for (int pair = warp; pair < tasks * (tasks + 1) / 2; pair += warps) {
-      const double sum = sum_partials(problem.partial + int64_t(pair) * problem.blocks, problem.blocks);
+    const double* partial[kPairs];
+    double sums[kPairs];
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      const int pair = warp + p * warps;
+      partial[p] = pair < tasks * (tasks + 1) / 2 ? problem.partial + int64_t(pair) * problem.blocks : nullptr;
+    }
+    sum_partials(partial, problem.blocks, sums);
+#pragma unroll
+    for (int p = 0; p < kPairs; ++p) {
+      if (!partial[p] || lane != 0) continue;
       int i, j;
-      pair_at(pair, tasks, i, j);
-      if (lane == 0) {
-        shared_gram[i * tasks + j] = shared_gram[j * tasks + i] = sum;
-        given_gram[i * tasks + j] = given_gram[j * tasks + i] = sum;
-      }
+      pair_at(warp + p * warps, tasks, i, j);
+      shared_gram[i * tasks + j] = shared_gram[j * tasks + i] = sums[p];
+      given_gram[i * tasks + j] = given_gram[j * tasks + i] = sums[p];
     }
   } else if (!problem.scratch) {
     for (int k = thread; k < square; k += threads) shared_gram[k] = given_gram[k];
@@ -83,8 +92,14 @@ __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCu
   if (thread == 0 && !refuse && problem.options.kind == OrderKind::random && problem.groups == 1) problem.key[1] += 1;
 }
 
+static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCuda problem) {
+  GS_DYNAMIC_SHARED(shared);
+  constexpr int kPairs = kFusedTasks * (kFusedTasks + 1) / 2, kWarps = pcgrad_warps(kFusedTasks, true);
+  pcgrad_group<(kPairs + kWarps - 1) / kWarps>(problem, int(blockIdx.x), shared);
+}
+
 // Advances the key of several groups, unless some K is not finite.
-__global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_advance(const PcgradCuda problem) {
+static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_advance(const PcgradCuda problem) {
   GS_SHARED(int, refused, 1);
   if (threadIdx.x == 0) *refused = 0;
   GS_BLOCK_BARRIER(pcgrad_advance_start);

@@ -30,14 +30,14 @@ GS_HOST_DEVICE constexpr int pcgrad_warps(int tasks, bool fused) {
 }
 
 // What the solver keeps: c [T, T]; r and the order of each warp's row [warps, T]; up to kSharedTasks also K [T, T].
-GS_HOST_DEVICE constexpr int64_t pcgrad_memory(int tasks, bool fused) {
-  const int64_t warps = pcgrad_warps(tasks, fused), grams = tasks <= kSharedTasks ? 2 : 1;
+GS_HOST_DEVICE constexpr int64_t pcgrad_memory(int tasks, int64_t warps) {
+  const int64_t grams = tasks <= kSharedTasks ? 2 : 1;
   return 8 * (grams * tasks * tasks + warps * tasks) + 4 * warps * tasks;
 }
 
 // Of that, in device memory instead of shared memory; a multiple of eight.
 GS_HOST_DEVICE constexpr int64_t pcgrad_scratch_bytes(int tasks) {
-  return tasks <= kSharedTasks ? 0 : pcgrad_memory(tasks, false);
+  return tasks <= kSharedTasks ? 0 : pcgrad_memory(tasks, pcgrad_warps(tasks, false));
 }
 
 // `stream` is a cudaStream_t. Launch errors are left for the caller to collect.

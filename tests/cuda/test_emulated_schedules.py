@@ -75,6 +75,19 @@ def fused_solver(emulator: Emulator) -> list[Float64]:
     return list(emulator.pcgrad_weights(pieces=[rows(5, 5001)], key=np.array([3, 4], dtype=np.int64)))
 
 
+def surgery_in_one_launch(emulator: Emulator) -> list[Float64]:
+    """Blocks with several shares each, of which the one that solves may come last."""
+    piece = rows(5, 20_001)
+    out = [torch.zeros(20_001)]
+    try:
+        with emulator.launches() as launches:
+            K, w = emulator.operators.pcgrad_(out, piece, 5, False, None, torch.tensor([3, 4]))
+    except RuntimeError as error:  # what the emulator finds comes through torch
+        raise EmulationError(str(error)) from error
+    assert launches.total() == 1
+    return [K.numpy(), w.numpy(), out[0].double().numpy()]
+
+
 def solvers(emulator: Emulator) -> list[Float64]:
     """Every solver that the registry knows, in shared and in device memory; and with a K that is not finite."""
     results = []
@@ -158,6 +171,7 @@ RUNS: tuple[Callable[[Emulator], list[Float64]], ...] = (
     solver_of_groups,
     grams_of_groups,
     fused_solver,
+    surgery_in_one_launch,
     combined,
     coordinatewise,
     buffers,

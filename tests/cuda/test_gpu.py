@@ -207,6 +207,62 @@ def test_launches_go_to_the_current_stream(device: torch.device) -> None:
     assert torch.equal(out, torch.full_like(out, 4.0))
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5, 8, 9])
+def test_one_launch_gives_the_bits_of_several(device: torch.device, tasks: int, dtype: torch.dtype) -> None:
+    """Gradients that stay on chip as a whole, in part, and hardly; off the 16-byte border; the output is one of them."""
+    for numel in (1, 1000, 260_001, 2_500_000, 6_000_003):
+        G = maker(dtype, device)(tasks, numel + 1)
+        for first in (0, 1):
+            given = [[*G[:, first : first + numel]], [*maker(dtype, device, 1)(tasks, 77)]]
+            entries: list[Tensor | None] = [rows[t] for t in range(tasks) for rows in given]
+            keys = [torch.tensor([3, 1], device=device) for _ in range(2)]
+            K = OPS.gram(entries, tasks)
+            w = OPS.pcgrad_weights(K, None, keys[0])
+            separate = [rows[0].clone() for rows in given]
+            OPS.combine_(separate, entries, w, False, True)
+            out = [rows[0] for rows in given]
+            fused_K, fused_w = OPS.pcgrad_(out, entries, tasks, False, None, keys[1], False, 1.0, True)
+            assert torch.equal(fused_K, K)
+            assert torch.equal(fused_w, w)
+            assert torch.equal(keys[0], keys[1])
+            assert all(torch.equal(mine, other) for mine, other in zip(out, separate, strict=True))
+
+
+def test_launches_of_whole_grids_on_several_streams(device: torch.device) -> None:
+    """Grids that each want the whole device meet there, and neither wait for each other's blocks nor count them."""
+    samples = [Sample([maker(torch.float32, device, seed)(4, 400_001)], 4, stacked=True) for seed in range(4)]
+    expected = []
+    for given in samples:
+        out = given.empty()
+        expected.append((out, *OPS.pcgrad_(out, given.grads, 4, True)))
+    streams = [torch.cuda.Stream() for _ in samples]
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(50):
+        for given, stream in zip(samples, streams, strict=True):
+            with torch.cuda.stream(stream):
+                out = given.empty()
+                results.append((out, *OPS.pcgrad_(out, given.grads, 4, True)))
+    torch.cuda.synchronize()
+    for k, (out, K, w) in enumerate(results):
+        other_out, other_K, other_w = expected[k % 4]
+        assert torch.equal(K, other_K)
+        assert torch.equal(w, other_w)
+        assert torch.equal(out[0], other_out[0])
+
+
+def test_small_gradients_take_one_launch(device: torch.device) -> None:
+    given = _stacked(device, 4)
+    out, key = given.empty(), torch.tensor([1, 0], device=device)
+    OPS.pcgrad_(out, given.grads, 4, True, None, key)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        OPS.pcgrad_(out, given.grads, 4, True, None, key)
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert len(kernels) == 1, kernels
+
+
 def _stacked(device: torch.device, tasks: int) -> Sample:
     return Sample([maker(torch.float32, device)(tasks, 50_001)], tasks, stacked=True)
 

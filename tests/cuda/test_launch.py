@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from cuda_emulator import EmulationError, Emulator
+from cuda_emulator import Device, EmulationError, Emulator
 from tolerances import DTYPES
 
 TASKS = (1, 2, 7, 8, 9, 16, 17, 24, 25, 32, 33, 48, 100, 1000)
@@ -51,6 +54,52 @@ def test_solver_launch(emulator: Emulator, tasks: int) -> None:
         assert 1 <= warps <= 32
         if tasks <= 32:
             assert emulator.library.gs_pcgrad_memory(tasks, fused) <= SHARED
+
+
+# 132 multiprocessors with 228 KB of shared memory each, and 50 MB of L2 cache; the kernel's static shared memory is that of T = 8.
+LARGE = Device(132, 2, 233_472, 232_448, 1024, 4112, 50 << 20)
+
+
+@pytest.mark.parametrize("device", [LARGE, replace(LARGE, blocks=1), Device()], ids=["two_blocks", "one_block", "small"])
+@pytest.mark.parametrize("tasks", range(1, 9))
+def test_one_launch_fits_the_device(emulator: Emulator, tasks: int, device: Device) -> None:
+    for numel in (0, 1, 2048, 2049, 50_000, 300_000, 2_000_000):
+        length = emulator.library.gs_chunk_length(ctypes.c_int64(numel), tasks)
+        chunks = ceil(numel, length)
+        blocks, slots, shared = emulator.fused_launch(device, tasks, chunks, length, numel)
+        if 4 * tasks * numel > 4 * (device.l2 + device.multiprocessors * device.shared_multiprocessor):
+            assert blocks == 0
+            continue
+        assert 1 <= blocks <= max(1, min(chunks, 1024))
+        assert shared == slots * tasks * 256 * 16
+        assert shared + device.static_shared <= device.shared_block
+        together = ceil(blocks, device.multiprocessors)
+        assert together <= device.blocks
+        assert together * (shared + device.static_shared + device.shared_reserved) <= device.shared_multiprocessor
+
+
+def test_one_launch_keeps_what_fits(emulator: Emulator) -> None:
+    """All of a block's chunks; else as many vectors as there is room for."""
+    assert emulator.fused_launch(LARGE, 3, 0, 2048, 0) == (1, 0, 0)
+    assert emulator.fused_launch(LARGE, 4, 5, 2048, 9000) == (5, 2, 2 * 4 * 4096)
+    assert emulator.fused_launch(LARGE, 4, 300, 2048, 600_000) == (264, 4, 4 * 4 * 4096)  # two chunks each at most
+    assert emulator.fused_launch(LARGE, 8, 130, 2048, 260_000)[1] == 2
+    assert emulator.fused_launch(LARGE, 8, 1000, 2048, 2_000_000)[1] == 3  # of eight: 108 KB of 32 KB each
+    assert emulator.fused_launch(replace(LARGE, blocks=1), 8, 1000, 2048, 2_000_000)[1] == 6
+
+
+def test_what_takes_several_launches(emulator: Emulator) -> None:
+    fits = (7, 100, 2048, 200_000)
+    assert emulator.fused_launch(LARGE, *fits)[0] > 0
+    assert emulator.fused_launch(LARGE, 9, 100, 2048, 200_000)[0] == 0
+    assert emulator.fused_launch(LARGE, *fits, groups=2)[0] == 0
+    assert emulator.fused_launch(LARGE, *fits, float64=True)[0] == 0
+    assert emulator.fused_launch(replace(LARGE, cooperative=False), *fits)[0] == 0
+    assert emulator.fused_launch(replace(LARGE, blocks=0), *fits)[0] == 0
+    on_chip = 132 * 233_472 + (50 << 20)
+    assert emulator.fused_launch(LARGE, 4, 10_000, 32768, on_chip // 4)[0] > 0
+    assert emulator.fused_launch(LARGE, 4, 10_000, 32768, on_chip // 4 + 1)[0] == 0
+    assert emulator.fused_launch(LARGE, 4, 200_000, 32768, 2**33)[0] == 0
 
 
 def test_the_table_fits_a_launch(emulator: Emulator) -> None:

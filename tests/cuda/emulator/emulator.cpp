@@ -6,6 +6,7 @@
 #include "../../../csrc/common/cuda_upload.cu"
 #include "../../../csrc/gram/gram_cuda.cu"
 #include "../../../csrc/surgery/samples_cuda.cu"
+#include "../../../csrc/surgery/surgery_cuda.cu"
 #include "../../../csrc/weights/pcgrad_cuda.cu"
 #include "../../../csrc/weights/solve_cuda.cu"
 
@@ -71,6 +72,21 @@ std::vector<double> partial_sums(GivenRows& problem) {
 GS_EXPORT const char* gs_error() { return error.c_str(); }
 GS_EXPORT void gs_schedule(unsigned seed) { simt::set_schedule(seed); }
 GS_EXPORT void gs_remove_barrier(const char* name) { simt::remove_barrier(name); }
+GS_EXPORT int64_t gs_traffic() { return simt::traffic; }
+
+// multiprocessors, blocks on one, its shared memory, a block's, what every block takes besides, static, L2, cooperative
+GS_EXPORT void gs_device(const int* limits /* [8], read or written */, int* before /* [8] */) {
+  simt::Device& d = simt::device;
+  ++simt::device_number;
+  int* const fields[] = {&d.multiprocessors, &d.blocks, &d.shared_multiprocessor, &d.shared_block, &d.shared_reserved,
+                         &d.static_shared,   &d.l2};
+  for (int k = 0; k < 7; ++k) {
+    before[k] = *fields[k];
+    *fields[k] = limits[k];
+  }
+  before[7] = d.cooperative;
+  d.cooperative = limits[7] != 0;
+}
 
 // "function count" of each host function that has launched kernels, a line each, since gs_forget_launches.
 GS_EXPORT const char* gs_launches() {
@@ -156,9 +172,17 @@ GS_EXPORT void gs_gram_launch(int tasks, int chunks, int groups, int* threads_bl
   threads_blocks_panels[1] = launch.blocks;
   threads_blocks_panels[2] = launch.panels;
 }
+GS_EXPORT void gs_fused_launch(int tasks, int groups, int chunks, int chunk_length, int64_t numel, int float64,
+                               const int* limits /* [8], as above */, int64_t* blocks_slots_bytes) {
+  const DeviceLimits device{limits[7] != 0, limits[0], limits[1], limits[2], limits[3], limits[4], limits[5], limits[6]};
+  const FusedLaunch launch = fused_launch({tasks, groups, chunks, chunk_length, numel, float64 != 0}, device);
+  blocks_slots_bytes[0] = launch.blocks;
+  blocks_slots_bytes[1] = launch.slots;
+  blocks_slots_bytes[2] = launch.shared_bytes;
+}
 GS_EXPORT int gs_chunk_length(int64_t numel, int tasks) { return chunk_length(numel, tasks); }
 GS_EXPORT int gs_pcgrad_warps(int tasks, int fused) { return pcgrad_warps(tasks, fused != 0); }
-GS_EXPORT int64_t gs_pcgrad_memory(int tasks, int fused) { return pcgrad_memory(tasks, fused != 0); }
+GS_EXPORT int64_t gs_pcgrad_memory(int tasks, int fused) { return pcgrad_memory(tasks, pcgrad_warps(tasks, fused != 0)); }
 // window, bytes, bytes beside the rows, warps
 GS_EXPORT void gs_sample_plan(int tasks, int64_t words, int fused, int64_t most, int64_t* plan) {
   const int warps = sample_warps(tasks, 4 * words);
@@ -249,6 +273,20 @@ __global__ void relay(int rounds, int leave_early, int* out) {
   out[threadIdx.x] = value;
 }
 
+// The same among all threads of a grid, through device memory.
+__global__ void relay_of_blocks(int rounds, int leave_early, int* cells, int* out) {
+  const int threads = int(gridDim.x * blockDim.x), thread = int(blockIdx.x * blockDim.x + threadIdx.x);
+  int value = thread;
+  for (int r = 0; r < rounds; ++r) {
+    if (leave_early && blockIdx.x == 1) return;
+    cells[thread] = value;
+    GS_GRID_BARRIER(relay_of_blocks_written);
+    value = cells[(thread + int(blockDim.x)) % threads];
+    GS_GRID_BARRIER(relay_of_blocks_read);
+  }
+  out[thread] = value;
+}
+
 __global__ void overrun(int* out) {
   GS_SHARED(int, cell, 4);
   cell[threadIdx.x] = 1;
@@ -298,6 +336,15 @@ __global__ void uninitialized(double* out) {
 
 GS_EXPORT int gs_relay(int rounds, int leave_early, int* out) {
   return guarded([&] { GS_LAUNCH(relay, 1, 64, 0, nullptr, rounds, leave_early, out); });
+}
+GS_EXPORT int gs_relay_of_blocks(int blocks, int threads, int rounds, int leave_early, int cooperative, int shared_bytes,
+                                 int* cells, int* out) {
+  return guarded([&] {
+    if (cooperative)
+      GS_LAUNCH_COOPERATIVE(relay_of_blocks, blocks, threads, shared_bytes, nullptr, rounds, leave_early, cells, out);
+    else
+      GS_LAUNCH(relay_of_blocks, blocks, threads, shared_bytes, nullptr, rounds, leave_early, cells, out);
+  });
 }
 GS_EXPORT int gs_row_without(int tasks, const double* gram, int i, const int32_t* order, int omit, double* c) {
   return guarded([&] { GS_LAUNCH(row_without, 1, 32, 0, nullptr, tasks, gram, i, order, omit, c); });
