@@ -150,10 +150,6 @@ constexpr int kSlabSteps = kRowBytes / (8 * kTileLanes);  // of 8 bytes a lane
 constexpr int kSlots = 4;                                 // 16-byte vectors a thread prefetches
 constexpr int kMaxTiledThreads = 320;
 
-// Whether the next slab is on its way while this one is worked on; sums in float64 leave no registers for it on sm_80.
-template <class Run>
-constexpr bool kPrefetch = sizeof(Run) == 4;
-
 template <class Run>
 constexpr int kSlab = kRowBytes / int(sizeof(Run));  // coordinates
 static_assert(kMaxTiledChunk / kTileLanes <= 256, "runs of at most 256 float32 additions, one warp to a tile");
@@ -327,15 +323,14 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
     with_element<Run>(piece_entries(table)[chunk.piece].scalar, [&](auto tag) {
       Stager<typename decltype(tag)::type, Run> stager(table, chunk, panel);
       const int count = stager.slabs();
-      if (kPrefetch<Run>) stager.load(0);
+      stager.load(0);
       for (int s = 0; s < count; ++s) {
         // Two slabs take turns: when one is overwritten, all threads have passed the barrier after they last read it.
         char* const slab = reinterpret_cast<char*>(slabs) + parity * kSlabBytes;
         parity ^= 1;
-        if (!kPrefetch<Run>) stager.load(s);
         stager.store(s, slab);
         GS_BLOCK_BARRIER(gram_tiled_slab);
-        if (kPrefetch<Run> && s + 1 < count) stager.load(s + 1);
+        if (s + 1 < count) stager.load(s + 1);
         if (sharer < sharers) {
 #pragma unroll 1
           for (int step = sharer; step < kSlabSteps; step += sharers) add_tile<Run>(slab, a, b, step, run);

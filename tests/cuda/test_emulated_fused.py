@@ -27,7 +27,7 @@ def device(keeps: str, tasks: int) -> Device:
 
 @dataclass
 class Result:
-    """What pcgrad_ gave, and how many launches it took."""
+    """What pcgrad_ gave, and how many launches it took beside those that write a table to the device."""
 
     K: Tensor
     w: Tensor
@@ -69,7 +69,7 @@ def run(
     grads = [pieces[p][t] for t in range(tasks) for p in range(len(pieces))]
     with emulator.device(device), emulator.launches() as launches:
         K, w = emulator.operators.pcgrad_(out, grads, tasks, False, order, key, False, 0.5, accumulate)
-    return Result(K, w, out, launches.total())
+    return Result(K, w, out, launches.total() - launches["upload_slice"])
 
 
 def pieces_of_all_kinds(tasks: int, dtype: torch.dtype) -> list[list[Row]]:
@@ -139,7 +139,7 @@ def test_more_chunks_than_shares(emulator: Emulator, tasks: int) -> None:
     separate = run(emulator, SEPARATE, pieces, outputs(pieces))
     for keeps in KEEPS:
         fused = run(emulator, device(keeps, tasks), pieces, outputs(pieces))
-        assert fused.launches == separate.launches - 2
+        assert (fused.launches, separate.launches) == (1, 3)
         assert fused.same(separate)
 
 

@@ -227,7 +227,7 @@ GS_EXPORT int gs_chunk(int tasks, int pieces, const int64_t* numel, int c, int64
     const std::vector<uint8_t> scalars(pieces, uint8_t(Scalar::f32));
     GivenRows problem(tasks, pieces, numel, none.data(), scalars.data(), nullptr, nullptr);
     Table table = problem.table->parameter();
-    if (table.device) table.device = problem.table->words().data();
+    if (problem.table->large_rows().count > 0) table.rows = problem.table->large_rows().data;
     const Chunk found = find_chunk(table, c);
     chunk[0] = found.piece;
     chunk[1] = found.start;
