@@ -284,7 +284,7 @@ def parameter_rows(
         with torch.backends.cudnn.flags(allow_tf32=False):  # whose rounding hides what is checked; the times are with it
             oracle = Oracle(experiment)
             errors = {name: check(name, CONTENDERS[name], call, experiment, oracle) for name, call in calls.items()}
-        point = {"kind": "parameter step", **experiment.point, "conflicts": oracle.conflicts}
+        point = {"kind": "parameter step", **experiment.point, "conflicts": oracle.conflicts, "own_process": True}
         del oracle, experiment, calls  # several times the model
         with workers({name: partial(_alone, name, device, batch, T, build) for name in entered(T)}) as turns:
             times = take_turns(turns, {name: -(-TURN // CONTENDERS[name].steps) for name in turns}, effort)

@@ -197,8 +197,8 @@ def _parameters(results: Results) -> list[str]:
     lines = [
         f"The gradients of a training step by PCGrad in the space of ResNet-18's parameters ({_batch(step)}, forward pass "
         "included), each checked first against float64 PCGrad on the gradients of T separate backward passes; medians over rounds "
-        "in which all take turns, each in a process of its own. In brackets: how many times the time of the sum's one backward "
-        "pass.",
+        f"in which all take turns{', each in a process of its own' if step.get('own_process') else ''}. In brackets: how many "
+        "times the time of the sum's one backward pass.",
         "",
         *table(["", *(f"T = {T}" for T in steps)], times),
     ]

@@ -34,6 +34,9 @@ class Hot:
 HOT = {
     "gram_small": Hot("K of up to 8 tasks"),
     "gram_tiled": Hot("K of more tasks"),
+    "gram_mma": Hot("K of more than 16 tasks' gradients of 16 bits", at_once=4),
+    "pcgrad_fused": Hot("PCGrad of up to 8 tasks in one launch: K, the weights, their sum", sweeps=2),
+    "sample_surgery": Hot("surgery of every sample by itself", at_once=4),
     "combine_chunks": Hot("the weighted sum"),
     "graddrop_chunks": Hot("GradDrop"),
     "sign_agreement_chunks": Hot("sign agreement"),
@@ -50,6 +53,7 @@ COLD = {
     "find_broken": "whether K is finite",
     "advance_key": "advances the counter of random orders",
     "advance_step": "advances the counter of random draws",
+    "sample_advance": "advances the counter of random orders, unless some sample's K is not finite",
     "write_table": "writes a table of many tensors",
     "ranked_chunks": "trimmed mean and median of more tasks: reads each value once a task, from the caches",
     "clear_broken": "clears a flag a task",
@@ -71,7 +75,9 @@ class Exemption:
 
 EXEMPTIONS = (
     Exemption("sorted_chunks<16,f>", "16-byte loads", "16 rows of 16 bytes would not fit the registers: it reads 8 bytes of each"),
-    Exemption("gram_tiled<f>", "registers", "a warp holds 64 sums a lane; one block a multiprocessor, of up to 320 threads"),
-    Exemption("gram_tiled<f>", "local memory", "of addresses, once a chunk; none in the loop over its slabs"),
-    Exemption("gram_tiled<d>", "local memory", "64 float64 sums a lane are 128 registers; gradients in float64 are rare"),
+    Exemption("gram_tiled<f>", "registers", "a warp holds 32 sums a lane; one block a multiprocessor, of up to 320 threads"),
+    Exemption("gram_mma", "registers", "PLACEHOLDER"),
+    Exemption("gram_tiled<d>", "local memory", "16 bytes, on sm_80; gradients in float64 are rare"),
+    Exemption("sample_surgery<8,1,f>", "registers", "one block a multiprocessor, of up to 320 threads"),
+    Exemption("sample_surgery<8,1,d>", "local memory", "64 float64 sums a lane are 128 registers; gradients in float64 are rare"),
 )

@@ -19,10 +19,6 @@ constexpr SampleKernel sample_kernel_float64(int tasks) {
                       : sample_surgery<8, true, double>;
 }
 
-#if defined(GS_EMULATE_CUDA)
-int64_t most_shared_memory() { return kSampleShared; }
-void allow_shared_memory(SampleKernel, int64_t) {}
-#else
 // Dynamic shared memory that a block may have on the current device if it asks.
 int64_t most_shared_memory() {
   int device = 0, bytes = 0;
@@ -35,7 +31,6 @@ int64_t most_shared_memory() {
 void allow_shared_memory(SampleKernel kernel, int64_t bytes) {
   if (bytes > kSampleShared) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
 }
-#endif
 
 }  // namespace
 

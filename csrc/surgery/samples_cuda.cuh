@@ -7,7 +7,7 @@
 #include "../combine/combine_cuda.cuh"
 #include "../common/cuda_elements.h"
 #include "../common/cuda_reduce.cuh"
-#include "../weights/solve_cuda.cuh"
+#include "../weights/pcgrad_cuda.cuh"
 #include "samples_cuda.h"
 
 namespace gradsurgery {
@@ -159,48 +159,18 @@ class SampleSums {
 
 // --- w ---
 
-// PCGrad's weights of one sample, as pcgrad_solve finds them, by all threads of the block; K is complete after the first barrier.
+// PCGrad's weights of one sample, by all threads of the block; K is complete after the first barrier.
 __device__ __forceinline__ void solve_sample(const SamplesCuda& call, int64_t sample, int tasks, char* memory,
                                              double* w /* [T] */) {
-  const int square = tasks * tasks, thread = int(threadIdx.x), threads = int(blockDim.x);
-  const int warp = thread / kWarp, warps = threads / kWarp, lane = thread % kWarp;
-  GS_SHARED(int, refused, 1);                              // K is not finite, or an order is invalid
-  double* const gram = reinterpret_cast<double*>(memory);  // [T, T]
-  double* const c = gram + square;                         // [T, T]
-  double* const dots = c + square;                         // [warps, T]
-  int32_t* const orders = reinterpret_cast<int32_t*>(dots + warps * tasks);
-  if (thread == 0) *refused = 0;
-  GS_BLOCK_BARRIER(sample_gram);
-  bool finite = true;
-  for (int k = thread; k < square; k += threads) finite = finite && isfinite(gram[k]);
-  if (!finite) *refused = 1;
-  GS_BLOCK_BARRIER(sample_finite);
-  finite = *refused == 0;
-  GS_BLOCK_BARRIER(sample_refused);  // an invalid order sets it again: without this, lanes of one warp could part below
-  if (finite) {
-    for (int i = warp; i < tasks; i += warps) {
-      int32_t* const order = call.options.kind == OrderKind::ascending ? nullptr : orders + warp * tasks;
-      if (call.options.kind == OrderKind::given) {
-        for (int k = lane; k < tasks; k += kWarp) {
-          const int64_t j = call.order[int64_t(i) * tasks + k];
-          order[k] = j < 0 || j >= tasks ? -1 : int32_t(j);  // pcgrad_row refuses -1
-        }
-      } else if (order && lane == 0) {
-        pcgrad_random_order(call.key[0], call.key[1], call.options.group + uint32_t(sample), i, tasks, order);
-      }
-      if (!pcgrad_row(gram, tasks, i, order, call.options.include_self, dots + warp * tasks, c + i * tasks, WarpLanes{}))
-        *refused = 1;
-      GS_WARP_BARRIER(sample_next);  // a lane may still be reading the end of this order
-    }
-  }
-  GS_BLOCK_BARRIER(sample_rows);
-  const bool refuse = *refused != 0;
-  for (int j = thread; j < tasks; j += threads) {
-    double sum = 0.0;
-    if (!refuse)
-      for (int i = 0; i < tasks; ++i) sum += c[i * tasks + j];
-    call.w[sample * tasks + j] = w[j] = refuse ? nan("") : call.options.scale * sum;
-  }
+  const int square = tasks * tasks, thread = int(threadIdx.x), threads = int(blockDim.x), warps = threads / kWarp;
+  double* const gram = reinterpret_cast<double*>(memory);                             // [T, T]
+  double* const c = gram + square;                                                    // [T, T]
+  double* const dots = c + square;                                                    // [warps, T]
+  int32_t* const orders = reinterpret_cast<int32_t*>(dots + int64_t(warps) * tasks);  // [warps, T]
+  const PcgradScan scan{call.options, call.order, call.key, tasks, uint32_t(sample), gram, c, dots, orders};
+  bool finite, refuse;
+  scan.run(finite, refuse);
+  for (int j = thread; j < tasks; j += threads) call.w[sample * tasks + j] = w[j] = scan.weight(j, refuse);
   if (thread == 0 && call.broken) call.broken[sample] = !finite;
 }
 

@@ -10,18 +10,66 @@ namespace gradsurgery {
 
 constexpr int kMaxPcgradThreads = 1024;
 
-// The order of task i in `order`, written by the warp that walks it.
-__device__ __forceinline__ void write_order(const PcgradCuda& problem, int group, int i, int32_t* order /* [T] */) {
-  const int tasks = problem.tasks, lane = int(threadIdx.x) % kWarp;
-  if (problem.options.kind == OrderKind::given) {
-    for (int k = lane; k < tasks; k += kWarp) {
-      const int64_t j = problem.order[int64_t(i) * tasks + k];
-      order[k] = j < 0 || j >= tasks ? -1 : int32_t(j);  // pcgrad_row refuses -1
+// What a block needs to find the weights of one K.
+struct PcgradScan {
+  const PcgradOptions& options;
+  const int64_t* given;  // [T, T] for OrderKind::given
+  const int64_t* key;    // (seed, step) for OrderKind::random
+  int tasks;
+  uint32_t group;
+  const double* gram;  // [T, T]
+  double* c;           // [T, T], written: the coefficients of each task's projected gradient
+  double* dots;        // [warps, T]
+  int32_t* orders;     // [warps, T]
+
+  // The order of task i, written by the warp that walks it.
+  __device__ __forceinline__ void write_order(int i, int32_t* order /* [T] */) const {
+    const int lane = int(threadIdx.x) % kWarp;
+    if (options.kind == OrderKind::given) {
+      for (int k = lane; k < tasks; k += kWarp) {
+        const int64_t j = given[int64_t(i) * tasks + k];
+        order[k] = j < 0 || j >= tasks ? -1 : int32_t(j);  // pcgrad_row refuses -1
+      }
+    } else if (options.kind == OrderKind::random && lane == 0) {
+      pcgrad_random_order(key[0], key[1], options.group + group, i, tasks, order);
     }
-  } else if (problem.options.kind == OrderKind::random && lane == 0) {
-    pcgrad_random_order(problem.key[0], problem.key[1], problem.options.group + uint32_t(group), i, tasks, order);
   }
-}
+
+  // w_j, once run() is done.
+  __device__ __forceinline__ double weight(int j, bool refused) const {
+    double sum = 0.0;
+    if (!refused)
+      for (int i = 0; i < tasks; ++i) sum += c[i * tasks + j];
+    return refused ? nan("") : options.scale * sum;
+  }
+
+  // By all threads of a block; K is complete after the first barrier. Whether K is finite, and whether there are no weights: as
+  // it is not, or an order is invalid.
+  __device__ __forceinline__ void run(bool& finite, bool& refuse) const {
+    const int square = tasks * tasks, thread = int(threadIdx.x), threads = int(blockDim.x);
+    const int warp = thread / kWarp, warps = threads / kWarp;
+    GS_SHARED(int, refused, 1);
+    if (thread == 0) *refused = 0;
+    GS_BLOCK_BARRIER(pcgrad_gram);
+    finite = true;
+    for (int k = thread; k < square; k += threads) finite = finite && isfinite(gram[k]);
+    if (!finite) *refused = 1;
+    GS_BLOCK_BARRIER(pcgrad_finite);
+    finite = *refused == 0;
+    GS_BLOCK_BARRIER(pcgrad_refused);  // an invalid order sets it again: without this, lanes of one warp could part below
+    if (finite) {
+      for (int i = warp; i < tasks; i += warps) {
+        int32_t* const order = options.kind == OrderKind::ascending ? nullptr : orders + warp * tasks;
+        if (order) write_order(i, order);  // seen by all lanes after the first barrier of pcgrad_row
+        if (!pcgrad_row(gram, tasks, i, order, options.include_self, dots + warp * tasks, c + i * tasks, WarpLanes{}))
+          *refused = 1;
+        GS_WARP_BARRIER(pcgrad_next);  // a lane may still be reading the end of this order
+      }
+    }
+    GS_BLOCK_BARRIER(pcgrad_rows);
+    refuse = *refused != 0;
+  }
+};
 
 // One group, by all threads of a block, of which a warp adds up to kPairs pairs of tasks. shared: pcgrad_memory of the block's
 // warps, where problem.scratch is null.
@@ -30,7 +78,6 @@ __device__ __forceinline__ void pcgrad_group(const PcgradCuda& problem, int grou
   const int tasks = problem.tasks, square = tasks * tasks;
   const int thread = int(threadIdx.x), threads = int(blockDim.x);
   const int lane = thread % kWarp, warp = thread / kWarp, warps = threads / kWarp;
-  GS_SHARED(int, refused, 1);  // K is not finite, or an order is invalid
   char* const scratch = problem.scratch ? problem.scratch + group * pcgrad_scratch_bytes(tasks) : shared;
   double* const given_gram = problem.gram + int64_t(group) * square;
   double* const c = reinterpret_cast<double*>(scratch);  // [T, T]
@@ -39,7 +86,6 @@ __device__ __forceinline__ void pcgrad_group(const PcgradCuda& problem, int grou
   const double* const gram = problem.scratch ? given_gram : shared_gram;
   int32_t* const orders = reinterpret_cast<int32_t*>(problem.scratch ? shared_gram : shared_gram + square);  // [warps, T]
 
-  if (thread == 0) *refused = 0;
   if (problem.partial) {
     const double* partial[kPairs];
     double sums[kPairs];
@@ -60,34 +106,11 @@ __device__ __forceinline__ void pcgrad_group(const PcgradCuda& problem, int grou
   } else if (!problem.scratch) {
     for (int k = thread; k < square; k += threads) shared_gram[k] = given_gram[k];
   }
-  GS_BLOCK_BARRIER(pcgrad_gram);
 
-  bool finite = true;
-  for (int k = thread; k < square; k += threads) finite = finite && isfinite(gram[k]);
-  if (!finite) *refused = 1;
-  GS_BLOCK_BARRIER(pcgrad_finite);
-  finite = *refused == 0;
-  GS_BLOCK_BARRIER(pcgrad_refused);  // an invalid order sets it again: without this, lanes of one warp could part below
-
-  if (finite) {
-    for (int i = warp; i < tasks; i += warps) {
-      int32_t* const order = problem.options.kind == OrderKind::ascending ? nullptr : orders + warp * tasks;
-      if (order) write_order(problem, group, i, order);  // seen by all lanes after the first barrier of pcgrad_row
-      const bool valid =
-          pcgrad_row(gram, tasks, i, order, problem.options.include_self, dots + warp * tasks, c + i * tasks, WarpLanes{});
-      if (!valid) *refused = 1;
-      GS_WARP_BARRIER(pcgrad_next);  // a lane may still be reading the end of this order
-    }
-  }
-  GS_BLOCK_BARRIER(pcgrad_rows);
-
-  const bool refuse = *refused != 0;
-  for (int j = thread; j < tasks; j += threads) {
-    double sum = 0.0;
-    if (!refuse)
-      for (int i = 0; i < tasks; ++i) sum += c[i * tasks + j];
-    problem.w[int64_t(group) * tasks + j] = refuse ? nan("") : problem.options.scale * sum;
-  }
+  const PcgradScan scan{problem.options, problem.order, problem.key, tasks, uint32_t(group), gram, c, dots, orders};
+  bool finite, refuse;
+  scan.run(finite, refuse);
+  for (int j = thread; j < tasks; j += threads) problem.w[int64_t(group) * tasks + j] = scan.weight(j, refuse);
   // Other groups may still have to read the key: pcgrad_advance follows.
   if (thread == 0 && !refuse && problem.options.kind == OrderKind::random && problem.groups == 1) problem.key[1] += 1;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cuda_emulator import Emulator, placed, untouched_around
+from cuda_emulator import Device, Emulator, placed, untouched_around
 from ops.sample_batches import BATCHES, algorithm_1, batch_of, exact_grams
 from ops.samples import Sample, maker
 from tolerances import DTYPES, TOLERANCES
@@ -79,7 +79,14 @@ def test_many_samples(emulator: Emulator) -> None:
 def test_samples_that_do_not_fit_shared_memory(emulator: Emulator, tasks: int, size: int, dtype: torch.dtype) -> None:
     """Windows of the rows; the second position begins in the memory of the first."""
     given = Sample([maker(dtype)(tasks, 2, size), maker(dtype, seed=1)(tasks, 2, 9)], tasks, stacked=True)
-    check(emulator, given, tolerance_of(dtype))
+    with emulator.device(Device(shared_block=48 << 10)):
+        check(emulator, given, tolerance_of(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("tasks", "size"), [(2, 5_001), (5, 2_500)])
+def test_samples_for_which_more_shared_memory_is_asked(emulator: Emulator, tasks: int, size: int, dtype: torch.dtype) -> None:
+    check(emulator, Sample([maker(dtype)(tasks, 2, size)], tasks, stacked=True), tolerance_of(dtype))
 
 
 @pytest.mark.parametrize("out_dtype", DTYPES, ids=str)

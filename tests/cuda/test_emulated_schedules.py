@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cuda_emulator import EmulationError, Emulator, Float64, Row, barriers, placed
+from cuda_emulator import Device, EmulationError, Emulator, Float64, Row, barriers, placed
 from ops.coordinatewise_calls import calls
 from ops.samples import Sample
 from ops.solver_calls import SOLVER_METHODS, solver_call
 
-SEEDS = range(1, 9)
+SEEDS = range(1, 21)
 
 
 def rows(tasks: int, numel: int, dtype: torch.dtype = torch.float32) -> list[Row]:
@@ -153,8 +153,9 @@ def samples(emulator: Emulator) -> list[Float64]:
         ):
             out, again = (torch.zeros(3, size) for _ in range(2))
             try:
-                K, w = ops.pcgrad_samples_([out], [given], tasks, True, order, key, False, 1.0, False)
-                ops.combine_samples_([again], [given], w.nan_to_num(), True)
+                with emulator.device(Device(shared_block=48 << 10)):
+                    K, w = ops.pcgrad_samples_([out], [given], tasks, True, order, key, False, 1.0, False)
+                    ops.combine_samples_([again], [given], w.nan_to_num(), True)
             except RuntimeError as error:  # what the emulator finds comes through torch
                 raise EmulationError(str(error)) from error
             results += [part.double().numpy() for part in (K, w, out, again, *([] if key is None else [key]))]
