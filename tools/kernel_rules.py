@@ -23,18 +23,20 @@ class Hot:
     Attributes:
         purpose: for the document.
         sweeps: how many times it goes over the gradients, in loops of their own.
-        at_once: rows that a loop reads together, where these are fewer than the kernel's first number.
+        at_once: rows that a loop reads together, where these are not the kernel's first number.
+        types: of gradients that it takes, where these are not all.
     """
 
     purpose: str
     sweeps: int = 1
     at_once: int | None = None
+    types: int | None = None
 
 
 HOT = {
     "gram_small": Hot("K of up to 8 tasks"),
     "gram_tiled": Hot("K of more tasks"),
-    "gram_mma": Hot("K of more than 16 tasks' gradients of 16 bits", at_once=4),
+    "gram_mma": Hot("K of more than 16 tasks' gradients of 16 bits", at_once=4, types=2),
     "pcgrad_fused": Hot("PCGrad of up to 8 tasks in one launch: K, the weights, their sum", sweeps=2),
     "sample_surgery": Hot("surgery of every sample by itself", at_once=4),
     "combine_chunks": Hot("the weighted sum"),
@@ -76,7 +78,9 @@ class Exemption:
 EXEMPTIONS = (
     Exemption("sorted_chunks<16,f>", "16-byte loads", "16 rows of 16 bytes would not fit the registers: it reads 8 bytes of each"),
     Exemption("gram_tiled<f>", "registers", "a warp holds 32 sums a lane; one block a multiprocessor, of up to 320 threads"),
-    Exemption("gram_mma", "registers", "PLACEHOLDER"),
+    Exemption(
+        "gram_mma", "registers", "24 float64 sums a lane and as many float32 ones; three blocks a multiprocessor, of 128 threads"
+    ),
     Exemption("gram_tiled<d>", "local memory", "16 bytes, on sm_80; gradients in float64 are rare"),
     Exemption("sample_surgery<8,1,f>", "registers", "one block a multiprocessor, of up to 320 threads"),
     Exemption("sample_surgery<8,1,d>", "local memory", "64 float64 sums a lane are 128 registers; gradients in float64 are rare"),

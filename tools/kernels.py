@@ -201,7 +201,7 @@ def broken(kernel: Kernel) -> Iterator[tuple[str, str]]:
     if kernel.registers > rules.REGISTERS and not kernel.in_double:
         yield "registers", f"{kernel.registers} a thread, where {rules.REGISTERS} leave room for two blocks"
     hot = rules.HOT[kernel.base]
-    rows, asked = min(kernel.rows, hot.at_once or kernel.rows), kernel.types * hot.sweeps
+    rows, asked = hot.at_once or kernel.rows, (hot.types or kernel.types) * hot.sweeps
     full = sum(count >= rows for count in kernel.wide_loads)
     if full < asked:
         yield (
