@@ -181,7 +181,8 @@ class Emulator:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]
         self.library = ctypes.CDLL(str(path))
         self.operators = torch.ops.gradsurgery_emulated
-        self.library.gs_error.restype = self.library.gs_launches.restype = ctypes.c_char_p
+        for name in ("gs_error", "gs_launches", "gs_reached"):
+            getattr(self.library, name).restype = ctypes.c_char_p
         self.library.gs_hold.restype = ctypes.c_void_p
         self.library.gs_ring_words.restype = ctypes.c_int64
         self.library.gs_pcgrad_memory.restype = ctypes.c_int64
@@ -201,6 +202,10 @@ class Emulator:
         finally:
             self.library.gs_schedule(0)
             self.library.gs_remove_barrier(b"")
+
+    def reached(self) -> set[str]:
+        """The names of the barriers that threads have come to since this was last asked."""
+        return set(self.library.gs_reached().decode().split())
 
     @contextmanager
     def launches(self) -> Iterator[Counter[str]]:

@@ -71,6 +71,14 @@ std::vector<double> partial_sums(GivenRows& problem) {
 
 GS_EXPORT const char* gs_error() { return error.c_str(); }
 GS_EXPORT void gs_schedule(unsigned seed) { simt::set_schedule(seed); }
+// The names of the barriers that threads have come to since the last time it was asked, a line each.
+GS_EXPORT const char* gs_reached() {
+  static std::string text;
+  text.clear();
+  for (const std::string& name : simt::reached) text += name + "\n";
+  simt::reached.clear();
+  return text.c_str();
+}
 GS_EXPORT void gs_remove_barrier(const char* name) { simt::remove_barrier(name); }
 GS_EXPORT int64_t gs_traffic() { return simt::traffic; }
 

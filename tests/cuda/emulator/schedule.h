@@ -9,6 +9,7 @@
 #include <deque>
 #include <memory>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,7 @@ constexpr size_t kStack = 64 << 10;
 
 inline unsigned schedule_seed = 0;
 inline std::string removed_barrier;
+inline std::set<std::string> reached;  // the names of the barriers that threads have come to
 
 inline void set_schedule(unsigned seed) { schedule_seed = seed; }
 inline void remove_barrier(const char* name) { removed_barrier = name; }

@@ -336,6 +336,8 @@ inline void launch_cooperative(const void* kernel, dim3 grid, dim3 size, size_t 
 }
 
 inline void barrier(Wait wait, const char* name) {
+  static const char* last = nullptr;  // most often it is the same again
+  if (name != last) reached.insert(last = name);
   if (removed_barrier.empty() || removed_barrier != name) Launch::current->suspend(wait);
 }
 
