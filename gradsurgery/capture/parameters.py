@@ -60,6 +60,8 @@ def _checked(loss: Any, name: str) -> Tensor:
         raise TypeError(f"{name}: expected a scalar tensor, a list of them or None, found {type(loss).__name__}.")
     if loss.numel() != 1:
         raise ValueError(f"{name}: expected a scalar, found shape {list(loss.shape)}; reduce it (.mean()) first.")
+    if loss.is_complex():
+        raise TypeError(f"{name}: expected a real number, found {loss.dtype}; take loss.real or loss.abs().")
     if not loss.requires_grad:
         raise ValueError(
             f"{name}: expected a loss that requires grad, found one without graph: it was detached, computed under no_grad, or "

@@ -36,6 +36,7 @@ REFUSED: dict[str, tuple[Call, str]] = {
     "without grad": (lambda s, n, x: s.backward({**x, "b": x["b"].detach()}), r"losses\['b'\].*grad"),
     "without grad in a list": (lambda s, n, x: s.backward({**x, "b": [x["b"], x["a"].detach()]}), r"losses\['b'\].*grad"),
     "a number": (lambda s, n, x: s.backward({**x, "c": 1.0}), r"losses\['c'\].*float"),
+    "a complex number": (lambda s, n, x: s.backward({**x, "b": x["b"].to(torch.complex64)}), r"losses\['b'\].*real.*complex64"),
     "no scalar": (lambda s, n, x: s.backward({**x, "b": x["b"] * torch.ones(3)}), r"losses\['b'\].*scalar.*\[3\]"),
     "no scalar in a list": (lambda s, n, x: s.backward({**x, "b": [x["b"] * torch.ones(3)]}), r"losses\['b'\].*scalar.*\[3\]"),
     "an empty dict": (lambda s, n, x: s.backward({}), "losses"),
