@@ -101,11 +101,8 @@ struct SampleCall {
 
   SampleCall(const Gradients& grads, int64_t tasks, bool stacked, const std::vector<Tensor>* out, bool accumulate,
              const DeviceScope& scope)
-      : samples(count_samples(grads, stacked, out)), prepared(grads, tasks, stacked, out, accumulate, samples, scope) {
-    STD_TORCH_CHECK(tasks <= kMaxSampleTasks, "gradsurgery: surgery by sample takes at most ", kMaxSampleTasks, " tasks, found ",
-                    tasks);
-    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-    STD_TORCH_CHECK(samples <= kMost, "gradsurgery: surgery by sample takes at most ", kMost, " samples, found ", samples);
+      : samples(checked(count_samples(grads, stacked, out), tasks)),
+        prepared(grads, tasks, stacked, out, accumulate, samples, scope) {
     for (const Piece& piece : prepared.dense.rows().pieces)
       STD_TORCH_CHECK(piece.numel <= samples * kMaxSampleRow, "gradsurgery: surgery by sample takes at most ", kMaxSampleRow,
                       " coordinates of a sample in one tensor, found ", piece.numel / std::max<int64_t>(samples, 1));
@@ -119,6 +116,15 @@ struct SampleCall {
     samples_cuda(prepared.table, call, scope.stream());
     scope.check_launch();
     if (w) prepared.dense.finish();
+  }
+
+ private:
+  static int64_t checked(int64_t samples, int64_t tasks) {
+    STD_TORCH_CHECK(tasks <= kMaxSampleTasks, "gradsurgery: surgery by sample takes at most ", kMaxSampleTasks, " tasks, found ",
+                    tasks);
+    constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+    STD_TORCH_CHECK(samples <= kMost, "gradsurgery: surgery by sample takes at most ", kMost, " samples, found ", samples);
+    return samples;
   }
 };
 
@@ -303,8 +309,8 @@ std::tuple<Tensor, Tensor> pcgrad_(std::vector<Tensor> out, Gradients grads, int
   Tensor gram = scope.empty({tasks, tasks}, ScalarType::Double);
   solver.problem.gram = static_cast<double*>(gram.mutable_data_ptr());
   Partials partials(prepared, scope);
-  if (const FusedLaunch launch = fused_launch_cuda(prepared.table, prepared.dense.rows().numel); launch.blocks > 0) {
-    pcgrad_fused_cuda(prepared.table, launch, solver.problem, partials.data, accumulate, scope.stream());
+  const FusedLaunch launch = fused_launch_cuda(prepared.table, prepared.dense.rows().numel);
+  if (launch.blocks > 0 && pcgrad_fused_cuda(prepared.table, launch, solver.problem, partials.data, accumulate, scope.stream())) {
     scope.check_launch();
     prepared.dense.finish();
     return {gram, solver.w};

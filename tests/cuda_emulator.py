@@ -247,6 +247,15 @@ class Emulator:
         finally:
             self.library.gs_device(_pointer(before), _pointer(ignored))
 
+    @contextmanager
+    def shared_with_others(self) -> Iterator[None]:
+        """The device refuses cooperative launches, whatever it says of itself."""
+        self.library.gs_shared_with_others(1)
+        try:
+            yield
+        finally:
+            self.library.gs_shared_with_others(0)
+
     def traffic(self) -> int:
         """Bytes of gradients, buffers and outputs that kernels have read and written so far."""
         return int(self.library.gs_traffic())

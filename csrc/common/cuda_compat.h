@@ -37,8 +37,8 @@ constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 #if !defined(GS_EMULATE_CUDA)
 template <class... Parameters, class... Arguments>
-void launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes, cudaStream_t stream,
-                        Arguments&&... arguments) {
+cudaError_t launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned block, size_t shared_bytes,
+                               cudaStream_t stream, Arguments&&... arguments) {
   cudaLaunchAttribute together{};
   together.id = cudaLaunchAttributeCooperative;
   together.val.cooperative = 1;
@@ -49,7 +49,7 @@ void launch_cooperative(void (*kernel)(Parameters...), unsigned grid, unsigned b
   config.stream = stream;
   config.attrs = &together;
   config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);  // the error is left for cudaGetLastError
+  return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
 }
 #endif
 

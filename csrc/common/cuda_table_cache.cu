@@ -53,10 +53,10 @@ int64_t* allocate_ring() {
 struct StreamRing {
   int device;
   unsigned long long stream;
-  int64_t* memory;  // [TableRing::kWords], or null where the device had none left
+  int64_t* memory;  // [TableRing::kWords]
   TableRing ring;
 
-  StreamRing(int device_, unsigned long long stream_) : device(device_), stream(stream_), memory(allocate_ring()) {}
+  StreamRing(int device_, unsigned long long stream_, int64_t* memory_) : device(device_), stream(stream_), memory(memory_) {}
 };
 
 // Never destroyed: when the process ends, the CUDA context may be gone before static objects are.
@@ -72,7 +72,9 @@ struct Rings {
   StreamRing* find(int device, unsigned long long stream) {
     for (StreamRing& ring : all)
       if (ring.device == device && ring.stream == stream) return &ring;
-    return all.size() < kMaxRings ? &all.emplace_back(device, stream) : nullptr;
+    if (all.size() >= kMaxRings) return nullptr;
+    int64_t* const memory = allocate_ring();
+    return memory ? &all.emplace_back(device, stream, memory) : nullptr;
   }
 };
 
@@ -88,13 +90,17 @@ CachedTable cached_table(Words words, int device, void* stream_) {
   const auto stream = static_cast<cudaStream_t>(stream_);
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   unsigned long long id = 0;  // which a stream does not tell while it is captured
-  if (words.count > TableRing::kWords || cudaStreamIsCapturing(stream, &status) != cudaSuccess ||
-      status != cudaStreamCaptureStatusNone || cudaStreamGetId(stream, &id) != cudaSuccess)
+  if (words.count > TableRing::kWords) return {};
+  if (cudaStreamIsCapturing(stream, &status) != cudaSuccess ||
+      (status == cudaStreamCaptureStatusNone && cudaStreamGetId(stream, &id) != cudaSuccess)) {
+    cudaGetLastError();  // not the caller's, as above
     return {};
+  }
+  if (status != cudaStreamCaptureStatusNone) return {};
   Rings& rings = Rings::get();
   const std::lock_guard<std::mutex> lock(rings.mutex);
   StreamRing* const found = rings.find(device, id);
-  if (!found || !found->memory) return {};
+  if (!found) return {};
   TableRing::Span* span = found->ring.find(words);
   if (!span) {
     const std::optional<size_t> first = found->ring.make_room(words.count);

@@ -36,7 +36,7 @@ bool launches_large() {
 
 template <int Count>
 size_t upload_slice(const int64_t* words, size_t left, int64_t* to, void* stream) {
-  TableSlice<Count> slice;
+  TableSlice<Count> slice{};
   const int count = int(std::min<size_t>(Count, left));
   std::copy_n(words, count, slice.words);
   GS_LAUNCH(write_table<Count>, (count + kBlockWords - 1) / kBlockWords, kUploadThreads, 0, stream, slice, count, to);

@@ -1,3 +1,6 @@
+#include <map>
+#include <mutex>
+
 #include "samples_cuda.cuh"
 
 namespace gradsurgery {
@@ -19,17 +22,23 @@ constexpr SampleKernel sample_kernel_float64(int tasks) {
                       : sample_surgery<8, true, double>;
 }
 
-// Dynamic shared memory that a block may have on the current device if it asks.
-int64_t most_shared_memory() {
+// Dynamic shared memory that a block of a kernel may have on the current device. All there is is asked for, once: what one thread
+// asks for holds for the launches of all.
+int64_t most_shared_memory(SampleKernel kernel) {
+  constexpr int kKept = 48 * 1024 - int(kSampleShared);  // for what the kernel itself declares
+  static std::mutex mutex;
+  static std::map<std::pair<SampleKernel, int>, int64_t> known;
   int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess)
+  if (cudaGetDevice(&device) != cudaSuccess) return kSampleShared;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (const auto found = known.find({kernel, device}); found != known.end()) return found->second;
+  if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess ||
+      (bytes - kKept > kSampleShared &&
+       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes - kKept) != cudaSuccess)) {
+    cudaGetLastError();  // not the caller's: without the permission samples come in windows
     return kSampleShared;
-  return bytes - (48 * 1024 - kSampleShared);
-}
-
-void allow_shared_memory(SampleKernel kernel, int64_t bytes) {
-  if (bytes > kSampleShared) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+  }
+  return known[{kernel, device}] = std::max<int64_t>(bytes - kKept, kSampleShared);
 }
 
 }  // namespace
@@ -43,11 +52,10 @@ void samples_cuda(const RowTable& table, SamplesCuda call, void* stream) {
     words += sample_words(entries[p].numel, size_of(entries[p].scalar));
   }
   const int tasks = table.tasks(), warps = sample_warps(tasks, numel);
-  const SamplePlan plan = sample_plan(tasks, words, sample_memory(tasks, warps, call.solves()), most_shared_memory());
-  call.window = plan.window;
   const bool float64 = call.gram ? table.rows_float64() : table.any_float64();
   const SampleKernel kernel = float64 ? sample_kernel_float64(tasks) : sample_kernel(tasks);
-  allow_shared_memory(kernel, plan.shared);
+  const SamplePlan plan = sample_plan(tasks, words, sample_memory(tasks, warps, call.solves()), most_shared_memory(kernel));
+  call.window = plan.window;
   const unsigned panels = call.gram ? sample_panels(tasks) : 1;
   GS_LAUNCH(kernel, dim3(unsigned(call.samples), panels), warps * kWarp, size_t(plan.shared), stream, table.parameter(), call);
 }

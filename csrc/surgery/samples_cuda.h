@@ -35,6 +35,8 @@ struct SamplesCuda {
   GS_HOST_DEVICE bool solves() const { return gram && w; }
 };
 
+static_assert(sizeof(Table) + sizeof(SamplesCuda) <= 4096, "the parameters of a launch");
+
 GS_HOST_DEVICE constexpr int64_t sample_words(int64_t numel, int64_t element_bytes) {
   return (numel * element_bytes + kSampleWord - 1) / kSampleWord;
 }

@@ -1,5 +1,6 @@
 #include <map>
 #include <mutex>
+#include <optional>
 
 #include "surgery_cuda.cuh"
 
@@ -17,21 +18,24 @@ constexpr FusedKernel fused_kernel(int tasks) {
                       : nullptr;
 }
 
-// Of a kernel on the current device, which is also told that its blocks may use all the shared memory there is.
-DeviceLimits ask(FusedKernel kernel, int device) {
+// Of a kernel on a device, which is also told that its blocks may use all the shared memory there is; none where the runtime
+// does not answer.
+std::optional<DeviceLimits> ask(FusedKernel kernel, int device) {
   DeviceLimits limits;
+  bool answered = true;
+  const auto check = [&](cudaError_t code) { answered = answered && code == cudaSuccess; };
   const auto attribute = [&](cudaDeviceAttr which) {
     int value = 0;
-    cudaDeviceGetAttribute(&value, which, device);
+    check(cudaDeviceGetAttribute(&value, which, device));
     return value;
   };
   const auto resident = [&](int shared) {
     int blocks = 0;
-    cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kFusedThreads, size_t(shared));
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, kFusedThreads, size_t(shared)));
     return blocks;
   };
   cudaFuncAttributes of_kernel{};
-  cudaFuncGetAttributes(&of_kernel, kernel);
+  check(cudaFuncGetAttributes(&of_kernel, kernel));
   limits.cooperative = attribute(cudaDevAttrCooperativeLaunch) != 0;
   limits.multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
   limits.shared_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
@@ -39,28 +43,51 @@ DeviceLimits ask(FusedKernel kernel, int device) {
   limits.shared_reserved = attribute(cudaDevAttrReservedSharedMemoryPerBlock);
   limits.shared_static = int(of_kernel.sharedSizeBytes);
   limits.l2 = attribute(cudaDevAttrL2CacheSize);
-  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_block - limits.shared_static);
-  limits.blocks = resident(0);
-  while (limits.blocks > 0 && resident(shared_room(limits, limits.blocks)) < limits.blocks) --limits.blocks;
-  return limits;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limits.shared_block - limits.shared_static));
+  // So many that each smaller number of them fits, too, with the shared memory that it would get.
+  const int most = resident(0);
+  while (limits.blocks < most && resident(shared_room(limits, limits.blocks + 1)) > limits.blocks) ++limits.blocks;
+  if (answered) return limits;
+  cudaGetLastError();  // not the caller's: several launches do, and the next call asks again
+  return std::nullopt;
 }
 
-// Asked once for each device and kernel: together the questions take as long as a launch.
-DeviceLimits limits_of(FusedKernel kernel) {
-  static std::mutex mutex;
-  static std::map<std::pair<FusedKernel, int>, DeviceLimits> known;
-  int device = 0;
-  cudaGetDevice(&device);
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto [found, is_new] = known.try_emplace({kernel, device});
-  if (is_new) found->second = ask(kernel, device);
-  return found->second;
-}
+// What is known of the current device: together the questions take as long as a launch.
+class KnownLimits {
+ public:
+  static DeviceLimits of(FusedKernel kernel) {
+    int device = 0;
+    if (!kernel || cudaGetDevice(&device) != cudaSuccess) return {};
+    const std::lock_guard<std::mutex> lock(mutex());
+    if (const auto found = known().find({kernel, device}); found != known().end()) return found->second;
+    const std::optional<DeviceLimits> limits = ask(kernel, device);
+    return limits ? known()[{kernel, device}] = *limits : DeviceLimits{};
+  }
+
+  // The device has refused what its limits allow.
+  static void refuse(FusedKernel kernel) {
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return;
+    const std::lock_guard<std::mutex> lock(mutex());
+    known()[{kernel, device}] = DeviceLimits{};
+  }
+
+ private:
+  static std::mutex& mutex() {
+    static std::mutex it;
+    return it;
+  }
+  static std::map<std::pair<FusedKernel, int>, DeviceLimits>& known() {
+    static std::map<std::pair<FusedKernel, int>, DeviceLimits> it;
+    return it;
+  }
+};
 
 }  // namespace
 
 int shared_room(const DeviceLimits& device, int blocks) {
-  const int share = device.shared_multiprocessor / blocks - device.shared_reserved;
+  constexpr int kGranule = 1024;  // memory is allotted in units that divide this
+  const int share = device.shared_multiprocessor / blocks / kGranule * kGranule - device.shared_reserved;
   return std::max(0, std::min(device.shared_block, share) - device.shared_static);
 }
 
@@ -88,16 +115,21 @@ FusedLaunch fused_launch_cuda(const RowTable& table, int64_t numel) {
   const FusedKernel kernel = fused_kernel(table.tasks());
   const FusedProblem problem{table.tasks(), table.groups(),     table.chunks(), table.parameter().chunk_length,
                              numel,         table.any_float64()};
-  return fused_launch(problem, kernel ? limits_of(kernel) : DeviceLimits{});
+  return fused_launch(problem, KnownLimits::of(kernel));
 }
 
-void pcgrad_fused_cuda(const RowTable& table, const FusedLaunch& launch, PcgradCuda problem, double* partial, bool accumulate,
+bool pcgrad_fused_cuda(const RowTable& table, const FusedLaunch& launch, PcgradCuda problem, double* partial, bool accumulate,
                        void* stream) {
   problem.partial = partial;
   problem.blocks = gram_launch(table).blocks;
   const FusedCall call{problem, partial, launch.slots, accumulate};
-  GS_LAUNCH_COOPERATIVE(fused_kernel(table.tasks()), unsigned(launch.blocks), kFusedThreads, size_t(launch.shared_bytes), stream,
-                        table.parameter(), call);
+  const FusedKernel kernel = fused_kernel(table.tasks());
+  const cudaError_t code = GS_LAUNCH_COOPERATIVE(kernel, unsigned(launch.blocks), kFusedThreads, size_t(launch.shared_bytes),
+                                                 stream, table.parameter(), call);
+  if (code != cudaErrorCooperativeLaunchTooLarge && code != cudaErrorNotSupported) return true;
+  cudaGetLastError();  // nothing has run
+  KnownLimits::refuse(kernel);
+  return false;
 }
 
 }  // namespace gradsurgery

@@ -51,8 +51,9 @@ FusedLaunch fused_launch(const FusedProblem& problem, const DeviceLimits& device
 FusedLaunch fused_launch_cuda(const RowTable& table, int64_t numel);
 
 // `partial` [pairs, gram_launch(table).blocks]; of `problem`, `partial` and `blocks` are filled in here. `stream` is a
-// cudaStream_t. Launch errors are left for the caller to collect.
-void pcgrad_fused_cuda(const RowTable& table, const FusedLaunch& launch, PcgradCuda problem, double* partial, bool accumulate,
+// cudaStream_t. Whether the device took the launch: a process that shares it may have less than the whole. Other launch errors
+// are left for the caller to collect.
+bool pcgrad_fused_cuda(const RowTable& table, const FusedLaunch& launch, PcgradCuda problem, double* partial, bool accumulate,
                        void* stream);
 
 }  // namespace gradsurgery

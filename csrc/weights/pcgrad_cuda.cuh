@@ -115,14 +115,14 @@ __device__ __forceinline__ void pcgrad_group(const PcgradCuda& problem, int grou
   if (thread == 0 && !refuse && problem.options.kind == OrderKind::random && problem.groups == 1) problem.key[1] += 1;
 }
 
-static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const PcgradCuda problem) {
+static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_solve(const __grid_constant__ PcgradCuda problem) {
   GS_DYNAMIC_SHARED(shared);
   constexpr int kPairs = kFusedTasks * (kFusedTasks + 1) / 2, kWarps = pcgrad_warps(kFusedTasks, true);
   pcgrad_group<(kPairs + kWarps - 1) / kWarps>(problem, int(blockIdx.x), shared);
 }
 
 // Advances the key of several groups, unless some K is not finite.
-static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_advance(const PcgradCuda problem) {
+static __global__ void __launch_bounds__(kMaxPcgradThreads) pcgrad_advance(const __grid_constant__ PcgradCuda problem) {
   GS_SHARED(int, refused, 1);
   if (threadIdx.x == 0) *refused = 0;
   GS_BLOCK_BARRIER(pcgrad_advance_start);

@@ -212,3 +212,17 @@ def test_more_tasks_and_float64_take_several_launches(emulator: Emulator) -> Non
         assert run(emulator, Device(), [piece], outputs([piece])).launches == launches
     piece = rows(3, 3000)
     assert run(emulator, Device(), [piece], outputs([piece], dtype=torch.float64)).launches == 3
+
+
+def test_a_device_that_refuses_is_not_asked_again(emulator: Emulator) -> None:
+    """Where other processes have a part of it, say: several launches do, with the same bits."""
+    piece = rows(3, 5001, torch.float32)
+    with emulator.device(Device()):  # not the one that other tests know
+        expected = run(emulator, SEPARATE, [piece], outputs([piece]))
+        with emulator.device(Device()), emulator.shared_with_others():
+            for attempts in (1, 0):
+                out = outputs([piece])
+                with emulator.launches() as launches:
+                    K, w = emulator.operators.pcgrad_(out, piece, 3, False, None, None, False, 0.5, False)
+                assert launches.total() == 3 + attempts
+                assert Result(K, w, out, 3).same(expected)

@@ -20,8 +20,9 @@ struct Device {
 };
 
 inline Device device;
-inline int device_number = 0;  // changes with the description: what was learnt of another device does not hold
-inline int64_t traffic = 0;    // bytes read from and written to device memory so far, by accesses that announce their size
+inline bool shared_with_others = false;  // so that it refuses cooperative launches, whatever it says of itself
+inline int device_number = 0;            // changes with the description: what was learnt of another device does not hold
+inline int64_t traffic = 0;  // bytes read from and written to device memory so far, by accesses that announce their size
 inline std::map<const void*, int> allowed;  // dynamic shared memory of the kernels that asked for more
 
 template <class... Parameters>
@@ -43,7 +44,13 @@ inline int resident_blocks(size_t dynamic_bytes) {
 
 // --- the part of CUDA's runtime that launch functions use ---
 
-enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation, cudaErrorInvalidValue };
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorMemoryAllocation,
+  cudaErrorInvalidValue,
+  cudaErrorNotSupported,
+  cudaErrorCooperativeLaunchTooLarge,
+};
 enum cudaDeviceAttr {
   cudaDevAttrCooperativeLaunch,
   cudaDevAttrMultiProcessorCount,

@@ -80,6 +80,7 @@ GS_EXPORT const char* gs_reached() {
   return text.c_str();
 }
 GS_EXPORT void gs_remove_barrier(const char* name) { simt::remove_barrier(name); }
+GS_EXPORT void gs_shared_with_others(int shared) { simt::shared_with_others = shared != 0; }
 GS_EXPORT int64_t gs_traffic() { return simt::traffic; }
 
 // multiprocessors, blocks on one, its shared memory, a block's, what every block takes besides, static, L2, cooperative

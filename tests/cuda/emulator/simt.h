@@ -323,16 +323,18 @@ inline void launch(const void* kernel, dim3 grid, dim3 size, size_t dynamic_byte
   for (const unsigned k : launch.order()) launch.run({k}, false);
 }
 
-inline void launch_cooperative(const void* kernel, dim3 grid, dim3 size, size_t dynamic_bytes,
-                               const std::function<void()>& body) {
+inline cudaError_t launch_cooperative(const void* kernel, dim3 grid, dim3 size, size_t dynamic_bytes,
+                                      const std::function<void()>& body) {
   check_launch(kernel, grid, size, dynamic_bytes);
   if (!device.cooperative) throw std::runtime_error("simt: this device has no cooperative launches");
   if (grid.x * grid.y * grid.z > unsigned(device.multiprocessors * resident_blocks(dynamic_bytes)))
     throw std::runtime_error("simt: a cooperative launch of more blocks than the device holds at once");
+  if (shared_with_others) return cudaErrorCooperativeLaunchTooLarge;
   Launch launch(grid, size, dynamic_bytes, body);
   launch.run(launch.order(), true);
   if (launch.shared_bytes() > dynamic_bytes + device.static_shared)
     throw std::runtime_error("simt: the kernel has more static shared memory than the device's description says");
+  return cudaSuccess;
 }
 
 inline void barrier(Wait wait, const char* name) {
