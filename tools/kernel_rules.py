@@ -83,5 +83,4 @@ EXEMPTIONS = (
     ),
     Exemption("gram_tiled<d>", "local memory", "16 bytes, on sm_80; gradients in float64 are rare"),
     Exemption("sample_surgery<8,1,f>", "registers", "one block a multiprocessor, of up to 320 threads"),
-    Exemption("sample_surgery<8,1,d>", "local memory", "64 float64 sums a lane are 128 registers; gradients in float64 are rare"),
 )

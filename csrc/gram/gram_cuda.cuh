@@ -6,6 +6,7 @@
 #include "../common/cuda_kept.cuh"
 #include "../common/cuda_reduce.cuh"
 #include "../common/cuda_table.h"
+#include "../common/cuda_tile.cuh"
 #include "gram_cuda.h"
 
 namespace gradsurgery {
@@ -129,8 +130,8 @@ __global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
 //
 // A slab of 512 bytes of up to 32 rows (as Run) is staged once and serves all pairs among them. With more than 32 tasks,
 // a block takes two 16-row blocks of the tasks (a panel) and the pairs between them. Every warp owns one 8 x 8 tile of
-// pairs for the whole kernel; where there are warps enough, several share a tile and each takes part of each slab. A half-warp
-// takes four rows of the tile, and 8 bytes a lane of them: 32 sums a lane leave room for the prefetch.
+// pairs for the whole kernel; where there are warps enough, several share a tile and each takes part of each slab. The 32
+// sums of a lane leave room for the prefetch.
 //
 // Expected of an H200 (4.8 TB/s, 132 multiprocessors at 128 bytes of shared memory and four instructions a clock, 67 TF of FMA):
 //   T = 16, float32: a coordinate is 64 bytes from memory, 256 of shared memory (64 written, 192 read; 6.2 times the bytes from
@@ -140,12 +141,9 @@ __global__ void __launch_bounds__(kGramThreads, kSmallBlocks<T, Run>)
 //   T = 16, bfloat16: 32 bytes, the same 256 of shared memory (8 times): shared memory is the limit, at three quarters of the
 //   bandwidth. Above 16 tasks gram_mma takes these.
 
-constexpr int kTile = 8;
 constexpr int kHalfPanel = 16;
 constexpr int kStagedRows = 2 * kHalfPanel;
 constexpr int kRowBytes = 512;
-constexpr int kTileLanes = kWarp / 2;
-constexpr int kLaneRows = kTile / 2;                      // of a tile
 constexpr int kSlabSteps = kRowBytes / (8 * kTileLanes);  // of 8 bytes a lane
 constexpr int kSlots = 4;                                 // 16-byte vectors a thread prefetches
 constexpr int kMaxTiledThreads = 320;
@@ -276,25 +274,15 @@ class Stager {
   bool aligned_;
 };
 
-// Adds the products of this half-warp's rows of tile (a, b) at its coordinates of a step, row by row.
+// Adds the products of tile (a, b) at this half-warp's coordinates of a step.
 template <class Run>
-__device__ __forceinline__ void add_tile(const char* slab, int a, int b, int step, Run (&run)[kLaneRows * kTile]) {
-  constexpr int kWidth = 8 / int(sizeof(Run));
-  using Pair = Pack<Run, kWidth>;
-  const int lane = int(threadIdx.x) % kWarp;
-  const char* const at = slab + (step * kTileLanes + lane % kTileLanes) * 8;
-  const char* const rows = at + (a * kTile + lane / kTileLanes * kLaneRows) * kRowBytes;
-  Pair y[kTile];
-#pragma unroll
-  for (int j = 0; j < kTile; ++j) y[j] = *reinterpret_cast<const Pair*>(at + (b * kTile + j) * kRowBytes);
-#pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) {
-    const Pair x = *reinterpret_cast<const Pair*>(rows + i * kRowBytes);
-#pragma unroll
-    for (int j = 0; j < kTile; ++j)
-#pragma unroll
-      for (int k = 0; k < kWidth; ++k) run[i * kTile + j] += x.at[k] * y[j].at[k];
-  }
+__device__ __forceinline__ void add_slab_tile(const char* slab, int a, int b, int step, Run (&run)[kLaneRows * kTile]) {
+  const char* const at = slab + (step * kTileLanes + int(threadIdx.x) % kTileLanes) * 8;
+  const char* const rows = at + (a * kTile + first_lane_row()) * kRowBytes;
+  const char* const others = at + b * kTile * kRowBytes;
+  using Step = Raw<8>;
+  add_tile<Run, 8 / int(sizeof(Run))>([&](int i) { return *reinterpret_cast<const Step*>(rows + i * kRowBytes); },
+                                      [&](int j) { return *reinterpret_cast<const Step*>(others + j * kRowBytes); }, run);
 }
 
 // At 168 registers two blocks of six warps (up to 24 tasks) fit a multiprocessor, one of ten.
@@ -333,7 +321,7 @@ __global__ void __launch_bounds__(kMaxTiledThreads)
         if (s + 1 < count) stager.load(s + 1);
         if (sharer < sharers) {
 #pragma unroll 1
-          for (int step = sharer; step < kSlabSteps; step += sharers) add_tile<Run>(slab, a, b, step, run);
+          for (int step = sharer; step < kSlabSteps; step += sharers) add_slab_tile<Run>(slab, a, b, step, run);
         }
       }
     });

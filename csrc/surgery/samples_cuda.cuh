@@ -7,6 +7,7 @@
 #include "../combine/combine_cuda.cuh"
 #include "../common/cuda_elements.h"
 #include "../common/cuda_reduce.cuh"
+#include "../common/cuda_tile.cuh"
 #include "../weights/pcgrad_cuda.cuh"
 #include "samples_cuda.h"
 
@@ -84,14 +85,20 @@ __device__ __forceinline__ void stage_rows(const Table& table, const SamplePiece
 
 // --- K ---
 
-// Bytes of a row that a lane takes at a time: two coordinates, or one of float64.
-template <class Element>
-constexpr int kStepBytes = sizeof(Element) == 2 ? 4 : 8;
-template <class Element>
-constexpr int kSteps = kSampleWord / kStepBytes<Element>;  // a word
+// Bytes of a row that a lane takes at a time: two coordinates, or one of float64. Tiled, 8, or one coordinate where sums are
+// float64: more of the rows, once converted, would not fit the registers that those leave.
+template <class Run, bool Tiled>
+GS_HOST_DEVICE constexpr int step_bytes(int element_bytes) {
+  if (Tiled) return sizeof(Run) == 8 ? element_bytes : 8;
+  return element_bytes == 2 ? 4 : 8;
+}
 
-constexpr int kSampleRounds = 128;  // of these to one float32 accumulator
-static_assert(2 * kSampleRounds <= 256, "runs of at most 256 float32 additions");
+template <bool Tiled>
+constexpr int kSampleRounds = Tiled ? 64 : 128;  // of these to one float32 accumulator
+
+// Lanes among which the coordinates of a warp's rows are dealt out.
+template <bool Tiled>
+constexpr int kSampleLanes = Tiled ? kTileLanes : kWarp;
 
 // The pairs of one warp: those of R rows with themselves, or (Tiled) of R rows with R others.
 template <int R, bool Tiled>
@@ -100,12 +107,11 @@ constexpr int kSamplePairs = Tiled ? R * R : R * (R + 1) / 2;
 template <int R, bool Tiled, class Run>
 class SampleSums {
  public:
-  static constexpr int kPairs = kSamplePairs<R, Tiled>;
-
   // From `from` on every `stride`-th step of the window up to `to`, of the rows from a and from b on.
   template <class Element>
   __device__ __forceinline__ void add(const SampleWindow& window, int tasks, int a, int b, int from, int to, int stride) {
-    constexpr int kBytes = kStepBytes<Element>, kWidth = kBytes / int(sizeof(Element));
+    constexpr int kBytes = step_bytes<Run, Tiled>(int(sizeof(Element))), kWidth = kBytes / int(sizeof(Element));
+    static_assert(sizeof(Run) == 8 || kWidth * kSampleRounds<Tiled> <= 256, "runs of at most 256 float32 additions");
     using Step = Raw<kBytes>;
     const int row_bytes = window.count * kSampleWord;
     const auto at = [&](int task, int step) {
@@ -115,21 +121,23 @@ class SampleSums {
     };
 #pragma unroll 1
     for (int step = from; step < to; step += stride) {
-      Step y[R];
+      if constexpr (Tiled) {
+        static_assert(R == kTile && kTile == kSampleTile);
+        add_tile<Element, kWidth>([&](int i) { return at(a + first_lane_row() + i, step); },
+                                  [&](int j) { return at(b + j, step); }, run_);
+      } else {
+        Step y[R];
 #pragma unroll
-      for (int j = 0; j < R; ++j) y[j] = at(b + j, step);
+        for (int j = 0; j < R; ++j) y[j] = at(b + j, step);
 #pragma unroll
-      for (int i = 0; i < R; ++i) {
-        const Step x = Tiled ? at(a + i, step) : y[i];
+        for (int i = 0; i < R; ++i)
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-          const Run value = convert<Run>(unpack<Element, kWidth>(x).at[k]);
+          for (int k = 0; k < kWidth; ++k) {
+            const Run value = convert<Run>(unpack<Element, kWidth>(y[i]).at[k]);
 #pragma unroll
-          for (int j = Tiled ? 0 : i; j < R; ++j) {
-            const int pair = Tiled ? i * R + j : i * R - i * (i - 1) / 2 + j - i;
-            run_[pair / kPart][pair % kPart] += value * convert<Run>(unpack<Element, kWidth>(y[j]).at[k]);
+            for (int j = i; j < R; ++j)
+              run_[i * R - i * (i - 1) / 2 + j - i] += value * convert<Run>(unpack<Element, kWidth>(y[j]).at[k]);
           }
-        }
       }
     }
   }
@@ -138,23 +146,29 @@ class SampleSums {
   __device__ __forceinline__ void flush() {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
-      sums_[part].add(run_[part]);
+      Run values[kPart];
 #pragma unroll
-      for (int k = 0; k < kPart; ++k) run_[part][k] = Run(0);
+      for (int k = 0; k < kPart; ++k) {
+        values[k] = run_[part * kPart + k];
+        run_[part * kPart + k] = Run(0);
+      }
+      sums_[part].add(values);
     }
   }
 
-  __device__ __forceinline__ void store(double* sums /* [kPairs] */) const {
+  __device__ __forceinline__ void store(double* sums /* [kSamplePairs] */) const {
+    const int group = int(threadIdx.x) % kWarp / kLanes;
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) sums_[part].store(sums + part * kPart);
+    for (int part = 0; part < kParts; ++part) sums_[part].store(sums + group * kPairs + part * kPart);
   }
 
  private:
+  static constexpr int kLanes = kSampleLanes<Tiled>, kPairs = kSamplePairs<R, Tiled> / (kWarp / kLanes);  // of a lane
   // A warp sums up in parts to spare registers.
-  static constexpr int kParts = kPairs <= 16 ? 1 : sizeof(Run) == 8 ? 4 : 2, kPart = kPairs / kParts;
+  static constexpr int kParts = kPairs <= 16 ? 1 : sizeof(Run) == 8 && !Tiled ? 4 : 2, kPart = kPairs / kParts;
 
-  Run run_[kParts][kPart] = {};
-  WarpSums<kPart> sums_[kParts];
+  Run run_[kPairs] = {};
+  WarpSums<kPart, kLanes> sums_[kParts];
 };
 
 // --- w ---
@@ -217,7 +231,7 @@ __device__ __forceinline__ void write_window(const Table& table, const SamplePie
 template <int R, bool Tiled, class Run>
 __global__ void __launch_bounds__(kSampleWarps<Tiled>* kWarp, Tiled || sizeof(Run) == 8 ? 1 : 2)
     sample_surgery(const __grid_constant__ Table table, const __grid_constant__ SamplesCuda call) {
-  constexpr int kPairs = kSamplePairs<R, Tiled>;
+  constexpr int kPairs = kSamplePairs<R, Tiled>, kLanes = kSampleLanes<Tiled>, kRounds = kSampleRounds<Tiled>;
   GS_DYNAMIC_SHARED(shared);
   GS_SHARED(double, warp_sums, kSampleWarps<Tiled>* kPairs);
   const int tasks = table.tasks, threads = int(blockDim.x), warp = int(threadIdx.x) / kWarp;
@@ -229,7 +243,7 @@ __global__ void __launch_bounds__(kSampleWarps<Tiled>* kWarp, Tiled || sizeof(Ru
   if (call.gram) {
     const int tiles = Tiled ? min(sample_tiles(tasks) - int(blockIdx.y) * kMaxSampleTiles, kMaxSampleTiles) : 1;
     const int slices = max(threads / kWarp / tiles, 1), slice = warp / tiles;  // from `slices` on: this warp only stages
-    const int stride = slices * kWarp;
+    const int stride = slices * kLanes;
     int a = 0, b = 0;
     if (Tiled) pair_at(int(blockIdx.y) * kMaxSampleTiles + warp % tiles, (tasks + R - 1) / R, a, b);
     SampleSums<R, Tiled, Run> sums;
@@ -242,10 +256,10 @@ __global__ void __launch_bounds__(kSampleWarps<Tiled>* kWarp, Tiled || sizeof(Ru
         if (!whole) GS_BLOCK_BARRIER(sample_window_free);
         with_element<Run>(piece.entry.scalar, [&](auto tag) { stage_rows<typename decltype(tag)::type>(table, piece, window); });
         GS_BLOCK_BARRIER(sample_window_staged);
-        const int end = window.count * (piece.bytes(piece.entry.scalar) == 2 ? kSteps<Half> : kSteps<float>);
+        const int end = window.count * (kSampleWord / step_bytes<Run, Tiled>(piece.bytes(piece.entry.scalar)));
         for (int at = 0; at < end;) {
-          const int stop = min(end, at + stride * kSampleRounds - added);
-          const int own = slice * kWarp + int(threadIdx.x) % kWarp, past = added % stride;
+          const int stop = min(end, at + stride * kRounds - added);
+          const int own = slice * kLanes + int(threadIdx.x) % kLanes, past = added % stride;
           const int from = at + (own >= past ? own - past : own - past + stride);
           if (slice < slices)
             with_element<Run>(piece.entry.scalar, [&](auto tag) {
@@ -253,7 +267,7 @@ __global__ void __launch_bounds__(kSampleWarps<Tiled>* kWarp, Tiled || sizeof(Ru
             });
           added += stop - at;
           at = stop;
-          if (added == stride * kSampleRounds || (at == end && first + window.count == piece.words)) {
+          if (added == stride * kRounds || (at == end && first + window.count == piece.words)) {
             sums.flush();  // here, where the compiler can see that all threads are together
             added = 0;
           }
