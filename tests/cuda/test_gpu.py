@@ -7,11 +7,13 @@ GRADSURGERY_REQUIRE_CUDA=1 promises one, its absence is a failure.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from cuda_kernels import kernels_of
 from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
 from tolerances import DTYPES, assert_combined_close, assert_gram_close
 from torch import Tensor, nn
@@ -252,15 +254,35 @@ def test_launches_of_whole_grids_on_several_streams(device: torch.device) -> Non
         assert torch.equal(out[0], other_out[0])
 
 
-def test_small_gradients_take_one_launch(device: torch.device) -> None:
-    given = _stacked(device, 4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tasks", [1, 2, 4, 5, 8])
+@pytest.mark.parametrize("numel", [1, 50_001, 1_000_000])
+def test_small_gradients_take_one_launch(device: torch.device, tasks: int, numel: int, dtype: torch.dtype) -> None:
+    """Else the tests above compare several launches with themselves."""
+    given = Sample([maker(dtype, device)(tasks, numel)], tasks, stacked=True)
     out, key = given.empty(), torch.tensor([1, 0], device=device)
-    OPS.pcgrad_(out, given.grads, 4, True, None, key)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        OPS.pcgrad_(out, given.grads, 4, True, None, key)
-        torch.cuda.synchronize()
-    kernels = [event.name for event in profile.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
-    assert len(kernels) == 1, kernels
+    kernels = kernels_of(lambda: OPS.pcgrad_(out, given.grads, tasks, True, None, key))
+    assert ["pcgrad_fused" in name for name in kernels] == [True], kernels
+
+
+@pytest.mark.parametrize("tasks", [3, 12])
+def test_threads_that_want_shared_memory_of_their_own(device: torch.device, tasks: int) -> None:
+    """What one of them is given by the device is no less for the other."""
+    samples = [maker(torch.float32, device)(tasks, 20, size) for size in (900, 3000)]
+
+    def surgery(G: Tensor) -> list[tuple[Tensor, ...]]:
+        results = []
+        for _ in range(50):
+            out = torch.empty_like(G[0])
+            results.append((out, *OPS.pcgrad_samples_([out], [G], tasks, True)))
+        return results
+
+    expected = [surgery(G)[0] for G in samples]
+    with ThreadPoolExecutor(len(samples)) as pool:
+        found = list(pool.map(surgery, samples))
+    for results, right in zip(found, expected, strict=True):
+        for result in results:
+            assert all(torch.equal(mine, other) for mine, other in zip(result, right, strict=True))
 
 
 def _stacked(device: torch.device, tasks: int) -> Sample:

@@ -5,10 +5,9 @@ Without a GPU these are skipped, as in ``test_gpu.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from cuda_kernels import kernels_of
 from ops.samples import Sample, maker, weights_of
 from oracles.pcgrad import pcgrad
 from tolerances import assert_combined_close, assert_gram_close
@@ -41,21 +40,13 @@ def test_a_thousand_tensors(device: torch.device) -> None:
     assert_combined_close(flat, w @ G, w.abs() @ G.abs())
 
 
-def kernels_of(call: Callable[[], object]) -> list[str]:
-    """The kernels that a call launches, after one that prepared."""
-    call()
-    torch.cuda.synchronize()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-        torch.cuda.synchronize()
-    return [event.name for event in profile.events() or [] if event.device_type == torch.autograd.DeviceType.CUDA]
-
-
 def test_a_thousand_tensors_take_one_launch_a_stage(device: torch.device) -> None:
     given = _thousand(device, 4)
     out, w = given.empty(), weights_of(4, device)
+    OPS.gram(given.grads, 4)
     gram = kernels_of(lambda: OPS.gram(given.grads, 4))
     assert sum("gram_small" in name for name in gram) == 1, gram
+    OPS.combine_(out, given.grads, w)
     combine = kernels_of(lambda: OPS.combine_(out, given.grads, w))
     assert sum("combine_chunks" in name for name in combine) == 1, combine
     rest = [name for name in gram + combine if not any(known in name for known in ("gram_", "combine_chunks", "write_table"))]
