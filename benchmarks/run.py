@@ -104,7 +104,7 @@ QUICK = Plan(
     step_batch=Batch(count=2, size=32),
     memory_cases=[Case(4, 1_000_000)],
     memory_batch=Batch(count=2, size=64),
-    parameter_tasks=(1, 2),
+    parameter_tasks=(2,),
     parameter_effort=Effort(sample_s=0.0, budget_s=0.0, rounds=(2, 2)),
     parameter_batch=Batch(count=2, size=32),
     parameter_memory_tasks=(1,),

@@ -136,6 +136,7 @@ def test_one_command_runs_everything(tmp_path: Path) -> None:
         "copy",
         "device",
         "replay",
+        "by sample",
         "device step",
         "left out",
     }
