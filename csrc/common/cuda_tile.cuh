@@ -19,16 +19,16 @@ __device__ __forceinline__ int first_lane_row() { return int(threadIdx.x) % kWar
 template <class Element, int Width, class Run, class ReadX, class ReadY>
 __device__ __forceinline__ void add_tile(ReadX x, ReadY y, Run (&run)[kLaneRows * kTile]) {
   using Step = Pack<Element, Width>;
-  Step ys[kTile];
+  Step xs[kLaneRows];  // the fewer of the two are kept
 #pragma unroll
-  for (int j = 0; j < kTile; ++j) ys[j] = unpack<Element, Width>(y(j));
+  for (int i = 0; i < kLaneRows; ++i) xs[i] = unpack<Element, Width>(x(i));
 #pragma unroll
-  for (int i = 0; i < kLaneRows; ++i) {
-    const Step xs = unpack<Element, Width>(x(i));
+  for (int j = 0; j < kTile; ++j) {
+    const Step ys = unpack<Element, Width>(y(j));
 #pragma unroll
-    for (int j = 0; j < kTile; ++j)
+    for (int i = 0; i < kLaneRows; ++i)
 #pragma unroll
-      for (int k = 0; k < Width; ++k) run[i * kTile + j] += convert<Run>(xs.at[k]) * convert<Run>(ys[j].at[k]);
+      for (int k = 0; k < Width; ++k) run[i * kTile + j] += convert<Run>(xs[i].at[k]) * convert<Run>(ys.at[k]);
   }
 }
 
