@@ -23,7 +23,7 @@ class Hot:
     Attributes:
         purpose: for the document.
         sweeps: how many times it goes over the gradients, in loops of their own.
-        at_once: rows that a loop reads together, where these are not the kernel's first number.
+        at_once: rows that a loop reads together, where these are fewer than the kernel's first number, or it has none.
         types: of gradients that it takes, where these are not all.
     """
 

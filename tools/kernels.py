@@ -68,10 +68,10 @@ class Kernel:
         return self.name.split("<", 1)[0]
 
     @property
-    def rows(self) -> int:
+    def rows(self) -> int | None:
         """How many it reads at a time: its first number, where it has one."""
         number = re.search(r"<(\d+)", self.name)
-        return int(number[1]) if number else 1
+        return int(number[1]) if number else None
 
     @property
     def in_double(self) -> bool:
@@ -201,7 +201,8 @@ def broken(kernel: Kernel) -> Iterator[tuple[str, str]]:
     if kernel.registers > rules.REGISTERS and not kernel.in_double:
         yield "registers", f"{kernel.registers} a thread, where {rules.REGISTERS} leave room for two blocks"
     hot = rules.HOT[kernel.base]
-    rows, asked = hot.at_once or kernel.rows, (hot.types or kernel.types) * hot.sweeps
+    rows = min((number for number in (hot.at_once, kernel.rows) if number is not None), default=1)
+    asked = (hot.types or kernel.types) * hot.sweeps
     full = sum(count >= rows for count in kernel.wide_loads)
     if full < asked:
         yield (
