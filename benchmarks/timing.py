@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -64,17 +64,21 @@ def interleave(calls: Mapping[str, Call], effort: Effort, device: torch.device, 
             count *= 2
         repeats[name] = count
 
-    names = list(calls)
-    taken: dict[str, list[float]] = {name: [] for name in names}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for name in in_rounds(list(calls), effort):
+        taken[name].append(sample(calls[name], repeats[name]))
+    return {name: percentiles(values) for name, values in taken.items()}
+
+
+def in_rounds(names: list[str], effort: Effort) -> Iterator[str]:
+    """Whose turn it is, for as many rounds as are to be; each leads a round as often as the others."""
     stop = time.perf_counter() + effort.budget_s * len(names)
     least, most = effort.rounds
     for r in range(most):
         if r >= least and time.perf_counter() > stop:
-            break
+            return
         lead = r % len(names)
-        for name in names[lead:] + names[:lead]:
-            taken[name].append(sample(calls[name], repeats[name]))
-    return {name: percentiles(values) for name, values in taken.items()}
+        yield from names[lead:] + names[:lead]
 
 
 def percentiles(values: list[float]) -> Times:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
-from timing import Call, Effort, Times, percentiles
+from timing import Call, Effort, Times, in_rounds, percentiles
 
 Turn = Callable[[int], list[float]]
 """Has a contender's process make so many calls one after another, and tells the seconds of each."""
@@ -22,16 +22,9 @@ def take_turns(turns: Mapping[str, Turn], calls: Mapping[str, int], effort: Effo
         calls: how many of each make a turn.
         effort: how many rounds; a sample is one call.
     """
-    names = list(turns)
-    taken: dict[str, list[float]] = {name: [] for name in names}
-    stop = time.perf_counter() + effort.budget_s * len(names)
-    least, most = effort.rounds
-    for r in range(most):
-        if r >= least and time.perf_counter() > stop:
-            break
-        lead = r % len(names)
-        for name in names[lead:] + names[:lead]:
-            taken[name] += turns[name](calls[name])
+    taken: dict[str, list[float]] = {name: [] for name in turns}
+    for name in in_rounds(list(turns), effort):
+        taken[name] += turns[name](calls[name])
     return {name: percentiles(values) for name, values in taken.items()}
 
 
