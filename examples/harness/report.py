@@ -1,4 +1,4 @@
-"""What a finished run shows: metrics.json, the table, the pictures and the note."""
+"""What a finished run shows: metrics.json, table.csv, the pictures and the note."""
 
 import argparse
 from collections.abc import Mapping
@@ -14,12 +14,13 @@ from harness.plots import plot_conflict, plot_losses
 from harness.problem import Problem, Series
 from harness.progress import table
 from harness.run_folder import RunFolder, write_json
+from harness.run_table import Row, write_table
 
 PLACES = {"parameters": "the trunk's parameters"}  # where the tasks' gradients meet, by --form; else at the representation
 
 
 def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFolder, console: Console) -> None:
-    """Write metrics.json, pictures/ and note.md from log.csv and the model as it stands, and print the table."""
+    """Write metrics.json, table.csv, pictures/ and note.md from log.csv and the model as it stands, and print the table."""
     log = read_log(folder.log)
     last = {name: series[max(series)] for name, series in log.items() if series}
     scores = log["score"]
@@ -33,13 +34,14 @@ def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFol
         plot_conflict(log, problem.tasks, folder.pictures / "conflict.png", title=f"Gradients of the tasks: {title}", place=place)
     problem.model.eval()
     problem.draw(folder.pictures)
-    rows = [
-        [metric.name, f"{problem.floors[metric.name]:.4f}", f"{last[f'val/{metric.name}']:.4f}",
-         "yes" if metric.beats(last[f"val/{metric.name}"], problem.floors[metric.name]) else "no"]
-        for metric in problem.metrics
-        if f"val/{metric.name}" in last and metric.name in problem.floors
-    ]  # fmt: skip
-    console.print(table("Validation after the last epoch", ["metric", "floor", "model", "better"], rows))
+    measured = [metric for metric in problem.metrics if f"val/{metric.name}" in last and metric.name in problem.floors]
+    rows = [Row(metric, problem.floors[metric.name], last[f"val/{metric.name}"]) for metric in measured]
+    write_table(folder.table, rows)
+    shown = [
+        [row.metric.name, f"{row.floor:.4f}", f"{row.value:.4f}", "yes" if row.metric.beats(row.value, row.floor) else "no"]
+        for row in rows
+    ]
+    console.print(table("Validation after the last epoch", ["metric", "floor", "model", "better"], shown))
     with atomic_write(folder.note) as file:
         file.write(_note(problem, arguments, log, last, best, place).encode())
     console.print(f"Run folder: {folder.path} (note.md, metrics.json, pictures/)", highlight=False, soft_wrap=True)

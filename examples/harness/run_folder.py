@@ -1,4 +1,4 @@
-"""The run folder: `config.json`, `log.csv`, `metrics.json`, `note.md`, `pictures/`, `checkpoints/`, `tensorboard/`."""
+"""The run folder: `config.json`, `log.csv`, `metrics.json`, `table.csv`, `note.md`, `pictures/`, `checkpoints/`, `tensorboard/`."""
 
 import json
 import math
@@ -18,15 +18,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, resume: bool) -> None:
-        self.path = path
-        self.config = path / "config.json"
-        self.log = path / "log.csv"
-        self.metrics = path / "metrics.json"
-        self.note = path / "note.md"
-        self.pictures = path / "pictures"
-        self.tensorboard = path / "tensorboard"
-        self.last = path / "checkpoints" / "last.pt"
-        self.best = path / "checkpoints" / "best.pt"
+        self._name(path)
         if path.exists() and not path.is_dir():
             raise RunError(f"--out {path}: expected a folder, found a file; choose another name.")
         if resume and not self.config.is_file():
@@ -36,6 +28,25 @@ class RunFolder:
                 f"--out {path}: the folder is not empty (it holds {', '.join(present[:4])}); "
                 "choose another folder, or continue the run in it with --resume."
             )
+
+    @classmethod
+    def existing(cls, path: Path) -> "RunFolder":
+        """The folder of a run to read from, there or not."""
+        folder = cls.__new__(cls)
+        folder._name(path)
+        return folder
+
+    def _name(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.log = path / "log.csv"
+        self.metrics = path / "metrics.json"
+        self.table = path / "table.csv"
+        self.note = path / "note.md"
+        self.pictures = path / "pictures"
+        self.tensorboard = path / "tensorboard"
+        self.last = path / "checkpoints" / "last.pt"
+        self.best = path / "checkpoints" / "best.pt"
 
     def create(self, configuration: Mapping[str, Any]) -> None:
         """Make the folder and its config.json: the moment from which the run can be resumed."""
