@@ -35,14 +35,14 @@ class MatFile:
     process on its own, at its first sample. The three small files are MATLAB 5 and need SciPy.
     """
 
-    def __init__(self, path: Path, *, split: Literal["train", "val"], classes: int) -> None:
+    def __init__(self, path: Path, *, split: Literal["train", "val"], classes: int | None) -> None:
         names = class_names(classes, (13, 40), "the .mat file")
         self.info = DataInfo("NYUv2 (nyu_depth_v2_labeled.mat)", names, ("segmentation", "depth"))
         self._path = path
         self._handle: Any = None
         self._process = -1
         self._count = self._check()
-        self._class_of = _class_table(path.parent, classes)  # [labels + 1]
+        self._class_of = _class_table(path.parent, len(names))  # [labels + 1]
         self._members = self._official_split(split)
 
     def __len__(self) -> int:
