@@ -146,5 +146,5 @@ def test_empty_split(folder: Path) -> None:
 
 
 def test_forty_classes_are_not_offered(folder: Path) -> None:
-    with pytest.raises(DataError, match="an npy folder offers 13 classes, found 40"):
+    with pytest.raises(DataError, match="an npy folder of NYUv2 offers 13 classes, found 40"):
         open_dataset(folder, split="train", size=SIZE, classes=40)
