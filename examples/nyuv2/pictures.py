@@ -97,7 +97,7 @@ def _colored(normals: Tensor) -> NDArray[np.float64]:
 
 
 def _directions(offsets: Tensor, truth: Tensor) -> NDArray[np.float64]:
-    """Offsets [2, H, W] -> RGB [H, W, 3]: hue by direction, dark when short beside the longest of the truth, black without truth."""
+    """Offsets [2, H, W] -> RGB [H, W, 3]: hue by direction, dark when short beside the longest true one, black without truth."""
     down, right = offsets.double().nan_to_num().numpy()
     farthest = max(float(truth.double().nan_to_num().norm(dim=0).max()), 1e-6)
     hue = np.arctan2(down, right) / (2 * np.pi) % 1
