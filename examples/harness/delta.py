@@ -9,9 +9,9 @@ from harness.metric import Metric
 def delta_m(values: Mapping[str, float], baseline: Mapping[str, float], metrics: Sequence[Metric]) -> float:
     """Δm = 100 / |M| · Σ_m (−1)^[higher is better] (values_m − baseline_m) / |baseline_m|, in percent; below 0 is better.
 
-    Maninis, Radosavovic and Kokkinos (CVPR 2019), who have one metric a task. The mean is over all metrics at once, as the published
-    tables of CAGrad, Nash-MTL and FAMO have it, so a task with five metrics counts five times; it is not first taken within tasks (for
-    that, pass one metric a task). NaN in a value makes Δm NaN.
+    Maninis, Radosavovic and Kokkinos (CVPR 2019), who have one metric a task. The mean is over all metrics at once, as in the
+    published tables of CAGrad, Nash-MTL and FAMO, so a task with five metrics counts five times; it is not first taken within
+    tasks (for that, pass one metric a task). NaN in a value makes Δm NaN.
 
     Args:
         values: of the model for several tasks, by metric.

@@ -32,7 +32,7 @@ def save(path: Path, array: np.ndarray) -> None:
 
 
 def file(root: Path, kind: str, ending: str, split: str = "val", name: str = "lindau_000000_000019") -> Path:
-    return root / kind / split / name.split("_")[0] / f"{name}_{ending}"
+    return root / kind / split / name.partition("_")[0] / f"{name}_{ending}"
 
 
 def instances() -> np.ndarray:
@@ -197,3 +197,15 @@ def test_augmented_batches_are_finite_where_there_is_truth(root: Path) -> None:
             assert sample["instance"].shape == (2, 6, 12)
             assert torch.equal(sample["instance"][0].isnan(), sample["instance"][1].isnan())
             assert all(value.isfinite().all() for key, value in sample.items() if key != "instance")
+
+
+def test_all_tasks_are_trained_from_the_command_line(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    from nyuv2 import train
+
+    out = tmp_path_factory.mktemp("runs") / "run"
+    options = ["--data", str(root), "--tasks", "segmentation", "depth", "instance", "--size", "32", "64", "--epochs", "1"]
+    assert train.main([*options, "--batch-size", "2", "--channels", "8", "--device", "cpu", "--augment", "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert all(metrics[f"{who}/instance/absolute_error_px"] > 0 for who in ("val", "floor"))
+    assert metrics["floor/depth/absolute_error_m"] < 80
+    assert "no offset" in (out / "note.md").read_text()
