@@ -96,7 +96,8 @@ def _instances(path: Path) -> Array:
             f"{path}: expected instance ids in 0..{_IDS - 1} or 24000..{_IDS * 1000 - 1}, found {wrong[:8].tolist()}; "
             "use the instanceIds of the release"
         )
-    return np.where(ids >= 1000, ids, 0)
+    numbers: Array = np.where(ids >= 1000, ids, 0)
+    return numbers
 
 
 def _depth(files: dict[str, Path]) -> Array:
