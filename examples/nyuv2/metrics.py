@@ -1,4 +1,4 @@
-"""Metrics of the three tasks over valid pixels, pooled over the whole data set unless said otherwise."""
+"""Metrics of the tasks over valid pixels, pooled over the whole data set unless said otherwise."""
 
 from collections.abc import Sequence
 
@@ -9,26 +9,40 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.regression import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError
 
-from nyuv2.data.sample import IGNORE
+from nyuv2.data.sample import IGNORE, INDOORS, DepthScale
 
 THRESHOLDS = (11.25, 22.5, 30.0)  # degrees
+
+
+def depth_metrics(unit: str) -> tuple[Metric, ...]:
+    """Those of depth maps in `unit`, which is part of the names of the errors that have it."""
+    name, shown = (f"_{unit}", f" {unit}") if unit else ("", "")
+    return (
+        Metric(f"depth/absolute_error{name}", unit=shown, primary=True),
+        Metric("depth/relative_error"),
+        Metric(f"depth/rmse{name}", unit=shown),
+        Metric("depth/scale_invariant_log_error"),
+    )
+
+
 METRICS = {
     "segmentation": (
         Metric("segmentation/mean_iou", best=1),
         Metric("segmentation/pixel_accuracy", best=1, primary=True),
     ),
-    "depth": (
-        Metric("depth/absolute_error_m", unit=" m", primary=True),
-        Metric("depth/relative_error"),
-        Metric("depth/rmse_m", unit=" m"),
-        Metric("depth/scale_invariant_log_error"),
-    ),
+    "depth": depth_metrics("m"),
     "normal": (
         Metric("normal/mean_angle_deg", unit="°", primary=True),
         Metric("normal/median_angle_deg", unit="°"),
         *(Metric(f"normal/within_{threshold:g}_deg", best=1) for threshold in THRESHOLDS),
     ),
+    "instance": (Metric("instance/absolute_error_px", unit=" px", primary=True),),
 }
+
+
+def metrics_of(task: str, scale: DepthScale) -> tuple[Metric, ...]:
+    """The metrics of a task on data whose depth has `scale`."""
+    return depth_metrics(scale.unit) if task == "depth" else METRICS[task]
 
 
 class ScaleInvariantLogError(torchmetrics.Metric):
@@ -47,7 +61,7 @@ class ScaleInvariantLogError(torchmetrics.Metric):
         self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """prediction > 0, target [B, 1, H, W] in metres; target 0 where invalid. Images without valid pixels do not count."""
+        """prediction > 0, target [B, 1, H, W]; target 0 where invalid. Images without valid pixels do not count."""
         for predicted, true in zip(prediction, target, strict=True):
             valid = true > 0
             if valid.any():
@@ -79,29 +93,29 @@ class AngularError(torchmetrics.Metric):
         self.add_state("histogram", torch.zeros(bins, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
-        """prediction, target [B, 3, H, W] unit vectors; target 0,0,0 where invalid."""
+        """prediction, target [B, 3, H, W] unit vectors; target 0,0,0 where invalid. In the median, NaN counts as 180°."""
         valid = target.abs().sum(1) > 0
         cosine = (prediction.double() * target.double()).sum(1)[valid]
         angle = torch.rad2deg(torch.acos(cosine.clamp(-1, 1)))
         self.total += angle.sum()
         self.within += torch.stack([(angle < threshold).sum() for threshold in THRESHOLDS])
-        bin_of = (angle * (self.bins / 180)).long().clamp(max=self.bins - 1)
+        bin_of = (angle.nan_to_num(nan=180.0) * (self.bins / 180)).long().clamp(max=self.bins - 1)
         self.histogram += torch.bincount(bin_of, minlength=self.bins)
 
     def compute(self) -> dict[str, Tensor]:
         count = self.histogram.sum()
         median_bin = torch.searchsorted(self.histogram.cumsum(0), (count + 1) // 2)
         values = [self.total / count, (median_bin + 0.5) * 180 / self.bins, *(self.within / count)]
-        return dict(zip(_names("normal"), values, strict=True))
+        return dict(zip((metric.name for metric in METRICS["normal"]), values, strict=True))
 
 
 class TaskMetrics:
     """The metrics of one task, by name; `update` leaves invalid pixels out, `compute` is empty before any valid pixel was seen."""
 
-    def __init__(self, task: str, classes: int, device: torch.device) -> None:
+    def __init__(self, task: str, classes: int, device: torch.device, scale: DepthScale = INDOORS) -> None:
         self.task = task
         self.seen = False
-        self.metrics = {name: metric.to(device) for name, metric in _build(task, classes).items()}
+        self.metrics = {name: metric.to(device) for name, metric in _build(task, classes, scale).items()}
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Prediction as the task's head gives it, target as the data set gives it."""
@@ -109,6 +123,8 @@ class TaskMetrics:
         if self.task == "segmentation":
             valid = target != IGNORE
             prediction = prediction.argmax(1)
+        elif self.task == "instance":
+            valid = target.isfinite()
         else:
             valid = target.abs().sum(1, keepdim=True) > 0
         if not valid.any():
@@ -130,7 +146,7 @@ class TaskMetrics:
         return {name: float(value) for name, value in values.items()}
 
 
-def _build(task: str, classes: int) -> dict[str, torchmetrics.Metric]:
+def _build(task: str, classes: int, scale: DepthScale) -> dict[str, torchmetrics.Metric]:
     if task == "segmentation":  # mean over the classes that occur in prediction or target
         metrics: Sequence[torchmetrics.Metric] = (
             MulticlassJaccardIndex(classes, average="macro", validate_args=False),
@@ -140,10 +156,8 @@ def _build(task: str, classes: int) -> dict[str, torchmetrics.Metric]:
         metrics = (
             MeanAbsoluteError(), MeanAbsolutePercentageError(), MeanSquaredError(squared=False), ScaleInvariantLogError(),
         )  # fmt: skip
+    elif task == "instance":  # over both coordinates
+        metrics = (MeanAbsoluteError(),)
     else:
         return {"angles": AngularError()}
-    return dict(zip(_names(task), metrics, strict=True))
-
-
-def _names(task: str) -> list[str]:
-    return [metric.name for metric in METRICS[task]]
+    return dict(zip((metric.name for metric in metrics_of(task, scale)), metrics, strict=True))

@@ -136,19 +136,20 @@ class Head(nn.Module):
         return self.activate(_resize(self.out(self.mix(features)), size))
 
     def activate(self, output: Tensor) -> Tensor:
-        """Segmentation: the output is logits already."""
+        """The output as it is: logits of segmentation, offsets of either sign."""
         return output
 
 
 class DepthHead(Head):
-    """[B, 1, H, W] metres, positive by softplus; starts near 2.5 m, an ordinary distance indoors, and not at 0.7 m."""
+    """[B, 1, H, W], positive by softplus; starts near `typical`, such as 2.5 m indoors, and not at 0.7, and moves in proportion."""
 
-    def __init__(self, channels: int, outputs: int) -> None:
-        super().__init__(channels, outputs)
+    def __init__(self, channels: int, typical: float) -> None:
+        super().__init__(channels, 1)
         nn.init.constant_(cast(Tensor, self.out.bias), 2.4)
+        self.scale = typical / 2.5  # softplus(2.4) is 2.5
 
     def activate(self, output: Tensor) -> Tensor:
-        return F.softplus(output.float())
+        return F.softplus(output.float()) * self.scale
 
 
 class NormalHead(Head):
@@ -159,20 +160,24 @@ class NormalHead(Head):
 
 
 class HydraNet(MultiTaskModel):
-    """A trunk and a head for each of `tasks` ⊆ ("segmentation", "depth", "normal").
+    """A trunk and a head for each of `tasks` ⊆ ("segmentation", "depth", "normal", "instance").
 
     Args:
         tasks: which heads to build.
         classes: number of segmentation classes.
         channels: width of the representation; the paper has 256.
+        typical_depth: where the predicted depth starts.
         pretrained: start the encoder from torchvision's ImageNet weights.
     """
 
-    def __init__(self, tasks: Sequence[str], *, classes: int, channels: int = 256, pretrained: bool = False) -> None:
+    def __init__(
+        self, tasks: Sequence[str], *, classes: int, channels: int = 256, typical_depth: float = 2.5, pretrained: bool = False
+    ) -> None:
         build = {
             "segmentation": lambda: Head(channels, classes),
-            "depth": lambda: DepthHead(channels, 1),
+            "depth": lambda: DepthHead(channels, typical_depth),
             "normal": lambda: NormalHead(channels, 3),
+            "instance": lambda: Head(channels, 2),
         }
         if unknown := sorted(set(tasks) - set(build)):
             raise ValueError(f"tasks: expected some of {sorted(build)}, found {unknown}")

@@ -11,8 +11,8 @@ from torch import Tensor
 from gradsurgery.balancers.uncertainty import Kind
 from nyuv2.data.sample import IGNORE
 
-KINDS: dict[str, Kind] = {"segmentation": "classification", "depth": "regression", "normal": "regression"}
-UNITS = {"segmentation": "cross-entropy, nats", "depth": "L1, m", "normal": "1 − cosine"}
+KINDS: dict[str, Kind] = {"segmentation": "classification", "depth": "regression", "normal": "regression", "instance": "regression"}
+UNITS = {"segmentation": "cross-entropy, nats", "depth": "L1, m", "normal": "1 − cosine", "instance": "L1, px"}
 
 
 def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor | None:
@@ -41,8 +41,17 @@ def normal_loss(prediction: Tensor, target: Tensor) -> Tensor | None:
     return ((1 - (prediction.float() * target).sum(1)) * valid).sum() / valid.sum()
 
 
+def instance_loss(prediction: Tensor, target: Tensor) -> Tensor | None:
+    """Mean of |prediction − target| in pixels over both coordinates of the pixels in instances. Both [B, 2, H, W]; NaN in none."""
+    valid = target.isfinite()
+    if not valid.any():
+        return None
+    return ((prediction.float() - target.nan_to_num()).abs() * valid).sum() / valid.sum()
+
+
 OBJECTIVES: dict[str, Callable[[Tensor, Tensor], Tensor | None]] = {
     "segmentation": segmentation_loss,
     "depth": depth_loss,
     "normal": normal_loss,
+    "instance": instance_loss,
 }

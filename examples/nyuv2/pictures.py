@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ PALETTE_13 = (  # by index: bed, books, ceiling, chair, floor, furniture, object
     "#3b3b58", "#a7b8a8", "#17becf",
 )  # fmt: skip
 UNLABELLED = "#000000"
-TITLES = {"segmentation": "segmentation", "depth": "depth", "normal": "normals"}
+TITLES = {"segmentation": "segmentation", "depth": "depth", "normal": "normals", "instance": "way to the center"}
 
 
 def palette(classes: int) -> NDArray[np.float64]:
@@ -46,7 +47,8 @@ def plot_predictions(data: NYUv2Dataset, model: nn.Module, tasks: Sequence[str],
     figure = Figure(figsize=(2.5 * columns, 2.2 * height / width * len(batch) + 1.3), layout="constrained")
     figure.suptitle(f"{data.info.name}: validation samples, truth and prediction")
     grid = figure.subplots(len(batch), columns, squeeze=False)
-    farthest = max((float(sample["depth"].max()) for sample in batch), default=1.0)
+    largest = max((float(sample["depth"].max()) for sample in batch if "depth" in sample), default=1.0)
+    depth_title = f"depth [{data.info.depth.unit}]" if data.info.depth.unit else "inverse depth"
     present: set[int] = set()
     scale: Any = None
     for row, sample in enumerate(batch):
@@ -61,9 +63,11 @@ def plot_predictions(data: NYUv2Dataset, model: nn.Module, tasks: Sequence[str],
                 elif task == "depth":
                     shown = np.ma.masked_less_equal(value[0].numpy(), 0)
                     axes.set_facecolor(UNLABELLED)
-                    scale = axes.imshow(shown, cmap="viridis", vmin=0, vmax=farthest, interpolation="nearest")
-                else:
+                    scale = axes.imshow(shown, cmap="viridis", vmin=0, vmax=largest, interpolation="nearest")
+                elif task == "normal":
                     axes.imshow(_colored(value), interpolation="nearest")
+                else:
+                    axes.imshow(_directions(value, sample[task]), interpolation="nearest")
                 if row == 0:
                     axes.set_title(f"{TITLES[task]}: {kind}", fontsize=10)
         grid[row][0].set_ylabel(f"sample {samples[row]}", fontsize=10)
@@ -71,7 +75,7 @@ def plot_predictions(data: NYUv2Dataset, model: nn.Module, tasks: Sequence[str],
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     if scale is not None:
-        figure.colorbar(scale, ax=grid, location="right", shrink=0.6, label="depth [m]", pad=0.01)
+        figure.colorbar(scale, ax=grid, location="right", shrink=0.6, label=depth_title, pad=0.01)
     if present:
         colors = palette(classes)
         handles = [Patch(color=colors[index], label=data.info.classes[index]) for index in sorted(present)]
@@ -89,6 +93,16 @@ def _colored(normals: Tensor) -> NDArray[np.float64]:
     """Unit vectors [3, H, W] -> RGB [H, W, 3] by x, y, z from -1..1 to 0..1, black where there is none."""
     vectors: NDArray[np.float64] = normals.permute(1, 2, 0).double().numpy()
     colors: NDArray[np.float64] = (vectors.clip(-1, 1) + 1) / 2 * (np.abs(vectors).sum(-1, keepdims=True) > 0)
+    return colors
+
+
+def _directions(offsets: Tensor, truth: Tensor) -> NDArray[np.float64]:
+    """Offsets [2, H, W] -> RGB [H, W, 3]: hue by direction, dark when short beside the longest true one, black without truth."""
+    down, right = offsets.double().nan_to_num().numpy()
+    farthest = max(float(truth.double().nan_to_num().norm(dim=0).max()), 1e-6)
+    hue = np.arctan2(down, right) / (2 * np.pi) % 1
+    value = (np.hypot(down, right) / farthest).clip(0.15, 1) * truth.isfinite().all(0).numpy()
+    colors: NDArray[np.float64] = hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.8), value], -1))
     return colors
 
 

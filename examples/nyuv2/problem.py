@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from nyuv2.data import open_dataset
 from nyuv2.floors import ConstantAnswer
-from nyuv2.metrics import METRICS, TaskMetrics
+from nyuv2.metrics import TaskMetrics, metrics_of
 from nyuv2.model import HydraNet
 from nyuv2.objectives import KINDS, OBJECTIVES, UNITS
 from nyuv2.pictures import plot_predictions
@@ -30,8 +30,6 @@ class NYUv2Problem:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.tasks = tuple(arguments.tasks)
         self.kinds = tuple(KINDS[task] for task in self.tasks)
-        self.loss_units = {task: UNITS[task] for task in self.tasks}
-        self.metrics = tuple(metric for task in self.tasks for metric in METRICS[task])
         common: dict[str, Any] = {
             "size": tuple(arguments.size), "classes": arguments.classes, "seed": arguments.seed,
         }  # fmt: skip
@@ -46,12 +44,20 @@ class NYUv2Problem:
             raise RunError(
                 f"--tasks {' '.join(missing)}: {self.info.name} has no such targets; it has {', '.join(self.info.tasks)}."
             )
-        answer = ConstantAnswer(self._plain(open_dataset(arguments.data, **train), arguments), self.tasks, self.classes)
+        scale = self.info.depth
+        units = UNITS | {"depth": f"L1, {scale.unit}" if scale.unit else "L1"}
+        self.loss_units = {task: units[task] for task in self.tasks}
+        self.metrics = tuple(metric for task in self.tasks for metric in metrics_of(task, scale))
+        answer = ConstantAnswer(self._plain(open_dataset(arguments.data, **train), arguments), self.tasks, self.classes, scale)
         self.answer, self.floors = answer, answer.measure(self._plain(self.val_data, arguments))
         torch.manual_seed(arguments.seed)  # the initial weights are a function of the seed, whatever was drawn before
-        self.model = HydraNet(self.tasks, classes=self.classes, channels=arguments.channels, pretrained=arguments.pretrained).to(
-            memory_format=torch.channels_last
-        )
+        self.model = HydraNet(
+            self.tasks,
+            classes=self.classes,
+            channels=arguments.channels,
+            typical_depth=scale.typical,
+            pretrained=arguments.pretrained,
+        ).to(memory_format=torch.channels_last)
         self.freeze_encoder_epochs = arguments.freeze_encoder_epochs
 
     @property
@@ -79,7 +85,7 @@ class NYUv2Problem:
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """{"task/metric": value} over the batches."""
         device = next(self.model.parameters()).device
-        meters = {task: TaskMetrics(task, self.classes, device) for task in self.tasks}
+        meters = {task: TaskMetrics(task, self.classes, device, self.info.depth) for task in self.tasks}
         for batch in batches:
             predictions = self.model(batch["image"].to(memory_format=torch.channels_last))
             for task, meter in meters.items():
@@ -96,8 +102,9 @@ class NYUv2Problem:
         normal = ", ".join(f"{value:+.2f}" for value in self.answer.mean_normal.tolist())
         words = {
             "segmentation": f"the class {self.info.classes[self.answer.majority]!r}",
-            "depth": f"a depth of {self.answer.median_depth:.2f} m (the median)",
+            "depth": f"a depth of {f'{self.answer.median_depth:.2f} {self.info.depth.unit}'.rstrip()} (the median)",
             "normal": f"the normal ({normal}) (the mean)",
+            "instance": "no offset (the mean)",
         }
         return ", ".join(words[task] for task in self.tasks)
 

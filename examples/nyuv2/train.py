@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     own = parser.add_argument_group("data and model")
     own.add_argument("--data", default="generated", metavar="generated|PATH", help="rooms made on the fly, or a data set")
     own.add_argument("--tasks", nargs="+", choices=tuple(OBJECTIVES), default=["segmentation", "depth"])
-    own.add_argument("--classes", type=int, choices=tuple(CLASS_NAMES), default=13, help="segmentation classes")
+    own.add_argument("--classes", type=int, choices=tuple(CLASS_NAMES), help="segmentation classes (default: the data's own)")
     own.add_argument("--size", type=at_least(32), nargs=2, default=[120, 160], metavar=("HEIGHT", "WIDTH"))
     own.add_argument(
         "--train-count", type=at_least(1), help=f"use so many training samples (default: {ROOMS['train']} rooms, or all there are)"

@@ -1,4 +1,4 @@
-"""NYUv2 for multi-task learning: generated rooms, and the formats the data set is found in."""
+"""Dense prediction in several tasks: generated rooms, and NYUv2 and Cityscapes in the formats they are found in."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 from harness.errors import DataError, MissingDataError
 
+from nyuv2.data.cityscapes import CityscapesTree
 from nyuv2.data.dataset import NYUv2Dataset
 from nyuv2.data.mat import MatFile
 from nyuv2.data.npy import NpyFolder
@@ -30,25 +31,26 @@ def open_dataset(
     *,
     split: Literal["train", "val"],
     size: tuple[int, int],
-    classes: int = 13,
+    classes: int | None = None,
     augment: bool = False,
     seed: int = 0,
     count: int | None = None,
 ) -> NYUv2Dataset:
-    """Opens generated rooms, a .mat file, an npy folder or a PNG folder, recognized from what is there.
+    """Opens generated rooms, a .mat file, an npy folder, a PNG folder or the tree of Cityscapes, recognized from what is there.
 
     Args:
         source: "generated", or the path of the data.
         split: "val" is the folder test or val of a PNG folder, and the official test split of the .mat file.
         size: height and width of the samples.
-        classes: 13; or 40, from a .mat file or a PNG folder.
+        classes: of NYUv2 13, or 40 from a .mat file or a PNG folder; of Cityscapes 19 or 7. None: 13; 19 from
+            the tree of Cityscapes, 7 from its npy folder.
         augment: random crops, flips and colors, a pure function of (seed, epoch, index).
         seed: of the augmentation, and of the generated rooms themselves.
         count: at most this many samples; of generated rooms, exactly as many (default: 512 train, 128 val).
 
     Returns:
-        A map-style data set of samples with image float32 [3, H, W], segmentation int64 [H, W], depth
-        float32 [1, H, W] and, where the data has them, normal float32 [3, H, W].
+        A map-style data set of samples with image float32 [3, H, W], segmentation int64 [H, W] and, where the
+        data has them, depth float32 [1, H, W], normal float32 [3, H, W] and instance float32 [2, H, W].
 
     Raises:
         MissingDataError: a directory, a folder or a partner file is not there.
@@ -68,13 +70,15 @@ def open_dataset(
     return NYUv2Dataset(reader, size=size, augment=augment, seed=seed, count=count, keep=generated)
 
 
-def _open_path(path: Path, split: Literal["train", "val"], classes: int) -> Source:
+def _open_path(path: Path, split: Literal["train", "val"], classes: int | None) -> Source:
     if not path.exists():
-        raise MissingDataError(f"--data: expected {_LAYOUTS}; found nothing at {path}")
+        raise MissingDataError(f"--data: expected {_LAYOUTS}; found nothing at {path}; check the path")
     if path.is_file():
         if path.suffix.lower() != ".mat":
             raise DataError(f"--data: expected {_LAYOUTS}; found the file {path}")
         return MatFile(path, split=split, classes=classes)
+    if (path / "leftImg8bit").is_dir() or (path / "gtFine").is_dir():
+        return CityscapesTree(path, split=split, classes=classes)
     if any((path / name / "image").is_dir() for name in ("train", "val")):
         return NpyFolder(path / split, classes=classes)
     if any((path / name / "rgb").is_dir() for names in _PNG_SPLITS.values() for name in names):

@@ -59,7 +59,7 @@ class NYUv2Dataset(Dataset[Sample]):
         if not 0 <= index < self._length:
             raise IndexError(f"index: expected 0..{self._length - 1}, found {index}")
         view = draw_view(self._seed, int(self._epoch), index) if self._augment else View()
-        return show(self._load(index), view, self._size)
+        return show(self._load(index), view, self._size, inverse=self.info.depth.inverse)
 
     def _load(self, index: int) -> Sample:
         if self._kept is None:

@@ -35,14 +35,14 @@ class MatFile:
     process on its own, at its first sample. The three small files are MATLAB 5 and need SciPy.
     """
 
-    def __init__(self, path: Path, *, split: Literal["train", "val"], classes: int) -> None:
+    def __init__(self, path: Path, *, split: Literal["train", "val"], classes: int | None) -> None:
         names = class_names(classes, (13, 40), "the .mat file")
         self.info = DataInfo("NYUv2 (nyu_depth_v2_labeled.mat)", names, ("segmentation", "depth"))
         self._path = path
         self._handle: Any = None
         self._process = -1
         self._count = self._check()
-        self._class_of = _class_table(path.parent, classes)  # [labels + 1]
+        self._class_of = _class_table(path.parent, len(names))  # [labels + 1]
         self._members = self._official_split(split)
 
     def __len__(self) -> int:
@@ -92,12 +92,17 @@ class MatFile:
             for name, axes in expected.items():
                 if name not in file or len(getattr(file[name], "shape", ())) != axes:
                     shape = list(getattr(file[name], "shape", ())) if name in file else "no such array"
-                    raise DataError(f"{self._path}: expected {name} with {axes} axes, found {shape}")
+                    raise DataError(f"{self._path}: expected {name} with {axes} axes, found {shape}; download it again")
             images, depths, labels = (tuple(file[name].shape) for name in expected)
             if images[1] != 3 or not images[:1] + images[2:] == depths == labels:
                 raise DataError(
                     f"{self._path}: expected images [N, 3, W, H] with depths and labels [N, W, H], found "
-                    f"{list(images)}, {list(depths)} and {list(labels)}"
+                    f"{list(images)}, {list(depths)} and {list(labels)}; write the axes as MATLAB does, or download it again"
+                )
+            if images[2] < images[3]:
+                raise DataError(
+                    f"{self._path}: expected pictures wider than high, found {images[2]} × {images[3]}; swap the last two axes of "
+                    "images, depths and labels"
                 )
             return int(images[0])
 
@@ -105,7 +110,7 @@ class MatFile:
         path = self._path.parent / "splits.mat"
         members = _small_array(path, _SPLIT_NAMES[split]).astype(np.int64).ravel() - 1  # 1-based on disk
         if members.size == 0:
-            raise DataError(f"{path}: expected pictures in {_SPLIT_NAMES[split]}, found an empty split")
+            raise DataError(f"{path}: expected pictures in {_SPLIT_NAMES[split]}, found an empty split; use the published file")
         if members.min() < 0 or members.max() >= self._count:
             raise DataError(
                 f"{path}: expected {_SPLIT_NAMES[split]} in 1..{self._count}, the pictures of {self._path}, "
@@ -124,14 +129,14 @@ def _class_table(folder: Path, classes: int) -> Array:
         coarse = _small_array(path, "classMapping13", "labels13").astype(np.int64).ravel() - 1  # [40], 0..12
         _require_range(path, "labels13", coarse, 13)
         if coarse.size != 40:
-            raise DataError(f"{path}: expected labels13 with 40 entries, found {coarse.size}")
+            raise DataError(f"{path}: expected labels13 with 40 entries, found {coarse.size}; use the published file")
         mapped = coarse[mapped]
     return np.concatenate([[IGNORE], mapped])
 
 
 def _require_range(path: Path, name: str, ids: Array, classes: int) -> None:
     if ids.size == 0 or ids.min() < 0 or ids.max() >= classes:
-        raise DataError(f"{path}: expected {name} in 1..{classes}, found {(ids + 1).tolist()[:8]}")
+        raise DataError(f"{path}: expected {name} in 1..{classes}, found {(ids + 1).tolist()[:8]}; use the published file")
 
 
 def _small_array(path: Path, name: str, member: str | None = None) -> Array:
@@ -144,7 +149,9 @@ def _small_array(path: Path, name: str, member: str | None = None) -> Array:
         return np.asarray(content if member is None else content[member][0, 0])
     except Exception as error:  # whatever the parser meets in a file that is not what it should be
         wanted = name if member is None else f"{name}.{member}"
-        raise DataError(f"{path}: expected a MATLAB 5 file with {wanted}, found trouble ({error!r})") from error
+        raise DataError(
+            f"{path}: expected a MATLAB 5 file with {wanted}, found trouble ({error!r}); use the published file"
+        ) from error
 
 
 def _open(path: Path) -> Any:
@@ -152,7 +159,9 @@ def _open(path: Path) -> Any:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise DataError(f"{path}: expected a MATLAB 7.3 (HDF5) file, found one that does not open ({error})") from error
+        raise DataError(
+            f"{path}: expected a MATLAB 7.3 (HDF5) file, found one that does not open ({error}); download it again"
+        ) from error
 
 
 def _library(module: str, package: str) -> Any:

@@ -1,4 +1,4 @@
-"""The npy folder of MTAN and LibMTL: {train,val}/{image,label,depth,normal}/{i}.npy."""
+"""The npy folders of MTAN and LibMTL: {train,val}/{image,label,depth,normal}/{i}.npy, of NYUv2 and of Cityscapes."""
 
 from __future__ import annotations
 
@@ -8,26 +8,37 @@ import numpy as np
 from harness.errors import DataError
 
 from nyuv2.data.folders import Kind, paired_files
-from nyuv2.data.sample import IGNORE, Array, DataInfo, Sample, class_names, make_sample
+from nyuv2.data.sample import IGNORE, INDOORS, Array, DataInfo, DepthScale, Sample, class_names, make_sample
 
 _UNLABELLED = -1
+_STREETS = (7, 19)  # the labellings of Cityscapes
+_SHARE_OF_DISPARITY = DepthScale("", maximum=1.0, typical=0.1, inverse=True)
 
 
 class NpyFolder:
-    """One split of the npy folder that came with MTAN (Liu, Johns and Davison, CVPR 2019).
+    """One split of an npy folder that came with MTAN (Liu, Johns and Davison, CVPR 2019).
 
-    image [H, W, 3] in 0..1, label [H, W] with -1 where unlabelled, depth [H, W, 1] or [H, W] in metres and
-    normal [H, W, 3], both zero where invalid. Normals are taken as x right, y up, z towards the camera. A
-    split without the normal folder has no normal task.
+    image [H, W, 3] in 0..1, label [H, W] with -1 where unlabelled, depth [H, W, 1] or [H, W] and normal
+    [H, W, 3], both zero where invalid. A split without the normal folder has no normal task.
+
+    Of NYUv2, depth is in metres, normals are taken as x right, y up, z towards the camera, and there are 13
+    classes. Of Cityscapes there are no normals, depth is the 16-bit disparity of the official tree divided
+    by 65536 (so published errors are of that, not of metres), and there are 7 classes in label/ or label_7/,
+    or 19 in label_19/. It is Cityscapes if such a folder is there, if `classes` is 7 or 19, or if pictures
+    without normals are twice as wide as high.
     """
 
-    def __init__(self, split: Path, *, classes: int) -> None:
-        names = class_names(classes, (13,), "an npy folder")
-        kinds = {"image": "image", "segmentation": "label", "depth": "depth"}
-        if (split / "normal").is_dir():
+    def __init__(self, split: Path, *, classes: int | None) -> None:
+        streets = _is_cityscapes(split, classes)
+        offered = _STREETS if streets else (13,)
+        names = class_names(classes, offered, f"an npy folder of {'Cityscapes' if streets else 'NYUv2'}")
+        labels = f"label_{len(names)}"
+        kinds = {"image": "image", "segmentation": labels if (split / labels).is_dir() else "label", "depth": "depth"}
+        if (split / "normal").is_dir() and not streets:
             kinds["normal"] = "normal"
         tasks = tuple(key for key in kinds if key != "image")
-        self.info = DataInfo("NYUv2 (npy folder)", names, tasks)
+        title = "Cityscapes (npy folder)" if streets else "NYUv2 (npy folder)"
+        self.info = DataInfo(title, names, tasks, _SHARE_OF_DISPARITY if streets else INDOORS)
         self._files = paired_files(split, {key: Kind(folder, (".npy",)) for key, folder in kinds.items()})
 
     def __len__(self) -> int:
@@ -45,14 +56,28 @@ class NpyFolder:
             normal=arrays.get("normal"),
             classes=len(self.info.classes),
             origin={key: str(path) for key, path in files.items()},
+            scale=self.info.depth,
         )
+
+
+def _is_cityscapes(split: Path, classes: int | None) -> bool:
+    if classes is not None:
+        return classes in _STREETS
+    if any((split / f"label_{count}").is_dir() for count in _STREETS):
+        return True
+    if (split / "normal").is_dir():
+        return False
+    first = min((split / "image").glob("*.npy"), default=None)
+    shape = () if first is None else _read(first).shape
+    return len(shape) == 3 and shape[1] == 2 * shape[0]
 
 
 def _read(path: Path) -> Array:
     try:
         array = np.load(path, allow_pickle=False)
     except Exception as error:  # a damaged header leads its parser to errors of many kinds
-        raise DataError(f"{path}: expected a whole .npy array, found one that does not load ({error})") from error
+        raise DataError(f"{path}: expected a whole .npy array, found one that does not load ({error}); restore the file") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise DataError(f"{path}: expected one numeric array, found {getattr(array, 'dtype', type(array).__name__)}")
+        found = getattr(array, "dtype", type(array).__name__)
+        raise DataError(f"{path}: expected one numeric array, found {found}; save it by numpy.save")
     return array

@@ -69,7 +69,7 @@ class Picture:
 class GeneratedRooms:
     """`count` rooms of one split, each seen once at `size` (height, width)."""
 
-    def __init__(self, *, split: Split, size: tuple[int, int], classes: int, seed: int, count: int) -> None:
+    def __init__(self, *, split: Split, size: tuple[int, int], classes: int | None, seed: int, count: int) -> None:
         names = class_names(classes, (13,), "the generated data set")
         if min(size) < 8:
             raise DataError(f"size: expected a height and a width of at least 8 pixels, found {size}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from nyuv2.data.augment import View, draw_view, show
-from nyuv2.data.sample import IGNORE, Sample
+from nyuv2.data.sample import IGNORE, Sample, positions
 
 HEIGHT, WIDTH = 12, 16
 
@@ -155,3 +157,49 @@ def test_shrinking_averages_the_image(sample: Sample) -> None:
     board = ((torch.arange(HEIGHT)[:, None] + torch.arange(WIDTH)) % 2).float().expand(3, HEIGHT, WIDTH)
     shown = show(sample | {"image": board}, View(), (HEIGHT // 2, WIDTH // 2))
     torch.testing.assert_close(shown["image"], torch.full_like(shown["image"], 0.5), atol=0.13, rtol=0)
+
+
+def with_instances(sample: Sample) -> tuple[Sample, torch.Tensor, torch.Tensor]:
+    """The sample with two rectangular instances; their numbers [H, W], 0 outside, and their centers [3, 2]."""
+    numbers = torch.zeros(HEIGHT, WIDTH, dtype=torch.int64)
+    numbers[2:7, 3:8], numbers[5:11, 9:15] = 1, 2
+    center = torch.tensor([[math.nan] * 2, [4.5, 5.5], [8.0, 12.0]], dtype=torch.float64)
+    offset = center[numbers].permute(2, 0, 1) - positions(HEIGHT, WIDTH)
+    return sample | {"instance": offset.float()}, numbers, center
+
+
+def test_the_default_view_keeps_offsets(sample: Sample) -> None:
+    instanced, _, _ = with_instances(sample)
+    torch.testing.assert_close(
+        show(instanced, View(), (HEIGHT, WIDTH))["instance"], instanced["instance"], rtol=0, atol=0, equal_nan=True
+    )
+
+
+def test_mirroring_negates_the_way_to_the_right_alone(sample: Sample) -> None:
+    instanced, _, _ = with_instances(sample)
+    shown = show(instanced, View(mirrored=True), (HEIGHT, WIDTH))["instance"]
+    expected = instanced["instance"].flip(-1) * torch.tensor([1.0, -1.0])[:, None, None]
+    torch.testing.assert_close(shown, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("index", range(12))
+@pytest.mark.parametrize("size", [(12, 16), (7, 9), (30, 20)])
+def test_offsets_lead_to_where_the_view_puts_the_centers(sample: Sample, index: int, size: tuple[int, int]) -> None:
+    instanced, numbers, center = with_instances(sample)
+    view = draw_view(3, 0, index)
+    shown = show(instanced | {"segmentation": numbers}, view, size)
+    rows, columns = round(HEIGHT / view.zoom), round(WIDTH / view.zoom)
+    top, left = round((HEIGHT - rows) * view.down), round((WIDTH - columns) * view.across)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            down, right = center[shown["segmentation"][y, x]].tolist()
+            there = (down - top) * size[0] / rows, (right - left) * size[1] / columns
+            if view.mirrored:
+                there = there[0], size[1] - there[1]
+            found = shown["instance"][:, y, x].tolist()
+            assert found == pytest.approx((there[0] - y - 0.5, there[1] - x - 0.5), abs=1e-4, nan_ok=True)
+
+
+def test_zoom_multiplies_what_grows_with_nearness(sample: Sample) -> None:
+    shown = show(sample, View(zoom=2.0), (HEIGHT, WIDTH), inverse=True)["depth"]
+    torch.testing.assert_close(shown, show(sample, View(zoom=2.0), (HEIGHT, WIDTH))["depth"] * 4)

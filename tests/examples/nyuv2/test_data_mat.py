@@ -220,3 +220,32 @@ def test_mappings_of_the_release() -> None:
     for index in range(len(data[0])):
         labels, expected = (dataset[index]["segmentation"] for dataset in data)
         assert [to_coarse[label] for label in labels.flatten().tolist()] == expected.flatten().tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
+def test_a_file_cut_anywhere_is_refused(path: Path, share: float) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    with pytest.raises(DataError, match=r"labeled\.mat: expected a MATLAB 7\.3 \(HDF5\) file, .*download it again"):
+        open_dataset(path, split="train", size=(HEIGHT, WIDTH))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": np.zeros((5, WIDTH, HEIGHT, 3), np.uint8)}, r"expected images \[N, 3, W, H\].*; write the axes as MATLAB"),
+        ({"images": np.zeros((5, 3, WIDTH, HEIGHT), np.int32)}, r"images\[0\]: expected an image of dtype uint8.*; convert"),
+        ({"depths": np.ones((5, WIDTH, HEIGHT), np.uint16)}, r"depths\[0\]: expected depth in metres of a floating.*; convert"),
+        ({"labels": np.ones((5, WIDTH, HEIGHT), np.float32)}, r"labels\[0\]: expected integers in 0\.\.7, found float32"),
+    ],
+)
+def test_faults_come_with_the_way_out(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_dataset(write(tmp_path, **changes), split="train", size=(HEIGHT, WIDTH))[0]
+
+
+def test_swapped_axes_of_everything(tmp_path: Path) -> None:
+    row_first = {"images": np.zeros((5, 3, HEIGHT, WIDTH), np.uint8), "depths": np.ones((5, HEIGHT, WIDTH), np.float32),
+                 "labels": np.ones((5, HEIGHT, WIDTH), np.uint16)}  # fmt: skip
+    with pytest.raises(DataError, match=r"expected pictures wider than high.*found 4 × 6; swap the last two axes"):
+        open_dataset(write(tmp_path, **row_first), split="train", size=(HEIGHT, WIDTH))

@@ -146,5 +146,61 @@ def test_empty_split(folder: Path) -> None:
 
 
 def test_forty_classes_are_not_offered(folder: Path) -> None:
-    with pytest.raises(DataError, match="an npy folder offers 13 classes, found 40"):
+    with pytest.raises(DataError, match="an npy folder of NYUv2 offers 13 classes, found 40"):
         open_dataset(folder, split="train", size=SIZE, classes=40)
+
+
+def streets(root: Path, labels: dict[str, np.ndarray]) -> Path:
+    """Two val samples as MTAN has Cityscapes: 8 × 16, no normals, depth 0.25 with a hole, and the given label folders."""
+    content = {"image": np.full((8, 16, 3), 0.5), "depth": np.full((8, 16, 1), 0.25, np.float32), **labels}
+    content["depth"][0] = 0
+    for kind, array in content.items():
+        (root / "val" / kind).mkdir(parents=True)
+        for i in range(2):
+            np.save(root / "val" / kind / f"{i}.npy", array)
+    return root
+
+
+def test_cityscapes(tmp_path: Path) -> None:
+    seven = np.full((8, 16), 6.0)
+    seven[1] = -1
+    for name, labels in (("told", {"label_7": seven, "label_19": seven + 12}), ("seen", {"label": seven})):
+        data = open_dataset(streets(tmp_path / name, labels), split="val", size=(8, 16))
+        assert (len(data.info.classes), data.info.tasks, data.info.depth.unit) == (7, ("segmentation", "depth"), "")
+        sample = data[0]
+        assert sample["segmentation"][:, 0].tolist() == [6, IGNORE, 6, 6, 6, 6, 6, 6]
+        assert sample["depth"][0, :2, 0].tolist() == [0.0, 0.25]
+    (tmp_path / "nineteen").mkdir()
+    data = open_dataset(streets(tmp_path / "nineteen", {"label_19": np.full((8, 16), 18)}), split="val", size=(8, 16), classes=19)
+    assert data[1]["segmentation"].unique().tolist() == [18]
+    np.save(tmp_path / "nineteen/val/depth/1.npy", np.full((8, 16), 20.0))
+    with pytest.raises(DataError, match=r"depth.1\.npy: expected depth in 0\.\.1, .*20\.\.20; check the unit"):
+        data[1]
+
+
+def test_a_sum_of_0_is_a_normal_where_the_coordinates_are_not_0(folder: Path) -> None:
+    normal = np.zeros((*SIZE, 3), np.float32)
+    normal[0] = np.array([0.5, -0.5, 0.0]) / 0.5**0.5
+    np.save(folder / "val" / "normal" / "0.npy", normal)
+    found = open_dataset(folder, split="val", size=SIZE)[0]["normal"]
+    assert found[:, 0].norm(dim=0).tolist() == pytest.approx([1.0] * 8)
+    assert found[:, 1:].eq(0).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "array", "message"),
+    [
+        ("label", np.zeros(SIZE[::-1]), r"label.0\.npy: expected class ids \[6, 8\] .*\[8, 6\]; swap height and width"),
+        ("depth", np.ones((*SIZE[::-1], 1)), r"depth.0\.npy: expected depth \[6, 8\] .*\[8, 6\]; swap height and width"),
+        ("image", np.zeros((3, *SIZE)), r"image.0\.npy: expected an image \[H, W, 3\], .*; move the colors to the last axis"),
+        ("image", np.zeros((*SIZE, 3), np.int16), r"image.0\.npy: expected an image of dtype uint8 or floating.*; convert"),
+        ("depth", np.ones(SIZE, np.uint16), r"depth.0\.npy: expected depth in metres of a floating-point dtype.*; convert"),
+        ("label", np.full(SIZE, 0.5), r"label.0\.npy: expected integral class ids, .*; resample labels by the nearest"),
+        ("normal", np.full((*SIZE, 3), 255.0), r"normal.0\.npy: expected normals of length 1, .*; scale them"),
+        ("normal", np.zeros((3, *SIZE)), r"normal.0\.npy: expected normals \[6, 8, 3\].*; put x, y, z on the last axis"),
+    ],
+)
+def test_faults_come_with_the_way_out(folder: Path, kind: str, array: np.ndarray, message: str) -> None:
+    np.save(folder / "val" / kind / "0.npy", array)
+    with pytest.raises(DataError, match=message):
+        open_dataset(folder, split="val", size=SIZE)[0]

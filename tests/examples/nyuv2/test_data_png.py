@@ -144,6 +144,41 @@ def test_empty_split(folder: Path) -> None:
         open_dataset(folder, split="val", size=SIZE)
 
 
+def test_normals(folder: Path) -> None:
+    colors = np.full((*SIZE, 3), 127, np.uint8)
+    colors[1], colors[2], colors[3] = (128, 128, 128), (127, 128, 255), (255, 127, 127)
+    for name in ("0035", "0063"):
+        save(folder / "test" / "normal" / f"{name}.png", colors)
+    data = open_dataset(folder, split="val", size=SIZE)
+    assert data.info.tasks == ("segmentation", "depth", "normal")
+    normal = data[0]["normal"]
+    assert normal[:, [0, 1, 4, 5]].eq(0).all()
+    torch.testing.assert_close(normal[:, 2, 0], torch.tensor([0.0, 0.0, 1.0]), atol=0.005, rtol=0)
+    torch.testing.assert_close(normal[:, 3, 0], torch.tensor([1.0, 0.0, 0.0]), atol=0.005, rtol=0)
+    save(folder / "test" / "normal" / "0035.png", np.zeros((*SIZE, 3), np.uint8))
+    with pytest.raises(DataError, match=r"normal.0035\.png: expected normals of length 1.*mark invalid pixels by 0,0,0"):
+        data[0]
+
+
+@pytest.mark.parametrize("ending", [".jpg", ".png"])
+def test_a_file_cut_anywhere_is_refused_or_whole(folder: Path, ending: str) -> None:
+    path = folder / "test" / "rgb" / f"0035{ending}"
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+    (folder / "test" / "rgb" / "0035.png").unlink()
+    Image.fromarray(noise).save(path)
+    whole, data = path.read_bytes(), open_dataset(folder, split="val", size=SIZE)
+    expected, refused = data[0]["image"], 0
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        try:
+            found = data[0]["image"]
+        except DataError:
+            refused += 1
+        else:
+            assert torch.equal(found, expected)
+    assert refused > 0.8 * len(whole)
+
+
 @pytest.fixture
 def real_folder() -> Path:
     root = os.environ.get("GRADSURGERY_DATA")
