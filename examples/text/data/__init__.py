@@ -1,0 +1,1 @@
+"""Texts for multi-task learning: generated reviews, or CSV and TSV files."""
