@@ -31,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
                      help="drawings made on the fly, or the folder of the official Python version")  # fmt: skip
     own.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     own.add_argument(
-        "--train-count", type=at_least(1), help=f"use so many training images (default: {COUNTS['train']} drawings, or all there are)"
+        "--train-count",
+        type=at_least(1),
+        help=f"use so many training images (default: {COUNTS['train']} drawings, or all there are)",
     )
     own.add_argument(
         "--val-count", type=at_least(1), help=f"use so many validation images (default: {COUNTS['val']} drawings, or all there are)"

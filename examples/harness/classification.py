@@ -5,9 +5,10 @@ Logits are [B, C]; targets are int64 [B], a class in 0..C-1, or MISSING where th
 
 import torch
 import torch.nn.functional as F
-from harness.metric import Metric
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
+
+from harness.metric import Metric
 
 MISSING = -1
 NAMES = ("accuracy", "macro_f1")

@@ -48,8 +48,11 @@ class TextDataset(Dataset[Sample]):
     """
 
     def __init__(self, table: Table, vocabulary: Vocabulary, classes: Mapping[str, Sequence[str]], *, longest: int) -> None:
-        self.table, self.vocabulary = table, vocabulary
-        self._words = [torch.tensor(vocabulary.encode(text, longest=longest)) for text in table.texts]
+        self.table = table
+        encoded = [vocabulary.encode(text) for text in table.texts]
+        self.cut = sum(len(numbers) > longest for numbers in encoded)
+        """How many texts are longer than that."""
+        self.words = [torch.tensor(numbers[:longest]) for numbers in encoded]
         numbers = {task: {name: number for number, name in enumerate(names)} for task, names in classes.items()}
         self.labels = {
             task: torch.tensor([MISSING if label is None else numbers[task].get(label, MISSING) for label in table.labels[task]])
@@ -62,12 +65,12 @@ class TextDataset(Dataset[Sample]):
         """The labels, task by task, that training has no class for."""
 
     def __len__(self) -> int:
-        return len(self._words)
+        return len(self.words)
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < len(self):
             raise IndexError(f"index: expected 0..{len(self) - 1}, found {index}")
-        return {"words": self._words[index], "labels": {task: int(column[index]) for task, column in self.labels.items()}}
+        return {"words": self.words[index], "labels": {task: int(column[index]) for task, column in self.labels.items()}}
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Tensor]:

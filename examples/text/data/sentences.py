@@ -43,16 +43,37 @@ _OWN = {  # what a word says depends on what it is said of
     "sharp": {"film": "positive", "food": "negative", "phone": "positive"},
 }
 _FACTS = (
-    "we had the {thing} on monday", "the {thing} is near the corner", "i asked about the {thing} twice", "this is the second {thing}",
-    "my sister chose the {thing}", "the {thing} was mentioned in the paper", "there is one more {thing} next week",
+    "we had the {thing} on monday", "the {thing} is near the corner", "i asked about the {thing} twice",
+    "this is the second {thing}", "my sister chose the {thing}", "the {thing} was mentioned in the paper",
+    "there is one more {thing} next week",
 )  # fmt: skip
 _JUDGED = (
     "the {thing} was {word}", "the {thing} is {word}", "honestly, this {thing} was {word}", "i found the {thing} {word}",
     "what a day: the {thing} was {word}", "that {thing} looked {word}",
 )  # fmt: skip
-_PASSING = ("after the {thing}, ", "unlike the {thing}, ", "{name} came with the {thing}; ", "never mind the {thing}: ", "on the way to the {thing}, ")  # fmt: skip
+_PASSING = (
+    "after the {thing}, ", "unlike the {thing}, ", "{name} came with the {thing}; ", "never mind the {thing}: ",
+    "on the way to the {thing}, ",
+)  # fmt: skip
 _TAILS = ("", "", " .", " !", " , said {name}", " , as always", " , i think")
-_NAMES = ("ana", "bo", "chen", "dara", "emeka", "farid", "greta", "hiro", "ines", "jun", "kofi", "lena", "mads", "noor", "olga", "pavel")
+_NAMES = (
+    "ana",
+    "bo",
+    "chen",
+    "dara",
+    "emeka",
+    "farid",
+    "greta",
+    "hiro",
+    "ines",
+    "jun",
+    "kofi",
+    "lena",
+    "mads",
+    "noor",
+    "olga",
+    "pavel",
+)
 _OPPOSITE = {"positive": "negative", "negative": "positive"}
 
 

@@ -1,4 +1,4 @@
-"""Which tables a command line means: a training and a validation table, from one folder, from two files, or from one."""
+"""Which tables a path means: a training and a validation table, from a folder that holds both, or from one file."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def _held_out(table: Table, seed: int) -> Split:
 
 
 def joined(tables: Sequence[Table]) -> Table:
-    """Separate data sets as one table: each text has labels only for the tasks of its own table."""
+    """Separate data sets as one table: each text has a label only for the tasks of its own data set."""
     tasks = [task for table in tables for task in table.labels]
     return Table(
         " + ".join(table.name for table in tables),

@@ -22,6 +22,9 @@ class Table:
     texts: tuple[str, ...]
     labels: dict[str, tuple[str | None, ...]]
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
     def take(self, rows: Sequence[int]) -> Table:
         """The table of these rows."""
         return Table(
@@ -29,6 +32,14 @@ class Table:
             tuple(self.texts[row] for row in rows),
             {task: tuple(column[row] for row in rows) for task, column in self.labels.items()},
         )
+
+    def first(self, count: int | None) -> Table:
+        """The first `count` rows, or all there are."""
+        return self if count is None else self.take(range(min(count, len(self))))
+
+    def only(self, tasks: Sequence[str]) -> Table:
+        """The table with the labels of these tasks."""
+        return Table(self.name, self.texts, {task: self.labels[task] for task in tasks})
 
 
 def read_table(path: Path, tasks: Sequence[str]) -> Table:
@@ -85,7 +96,7 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {line}: expected UTF-8, found the byte 0x{content[error.start]:02x}, which is none; save the file as UTF-8."
+            f"{path}, line {line}: expected UTF-8, found the byte 0x{content[error.start]:02x}; save the file as UTF-8."
         ) from error
 
 

@@ -21,24 +21,31 @@ def words(text: str) -> list[str]:
 class Vocabulary:
     """The words that have a number: the most frequent ones of the training texts. 0 pads, 1 stands for all other words.
 
+    Words that occur equally often stand in alphabetical order.
+
     Args:
         texts: the training texts.
-        size: at most so many numbers, the two included.
+        size: at most so many words.
         min_count: a word has to occur so often.
     """
 
     def __init__(self, texts: Iterable[str], *, size: int, min_count: int) -> None:
         counts = Counter(word for text in texts for word in words(text))
         frequent = sorted((-count, word) for word, count in counts.items() if count >= min_count)
-        self._number = {word: number for number, (_, word) in enumerate(frequent[: max(0, size - 2)], start=2)}
+        self._number = {word: number for number, (_, word) in enumerate(frequent[:size], start=UNKNOWN + 1)}
 
     def __len__(self) -> int:
-        """How many numbers there are, 0 and 1 included."""
-        return len(self._number) + 2
+        """How many words have a number of their own."""
+        return len(self._number)
 
-    def encode(self, text: str, *, longest: int) -> list[int]:
-        """The numbers of the text's first `longest` words."""
-        return [self._number.get(word, UNKNOWN) for word in words(text)[:longest]]
+    @property
+    def numbers(self) -> int:
+        """How many numbers there are, 0 and 1 included."""
+        return len(self._number) + UNKNOWN + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The numbers of the text's words."""
+        return [self._number.get(word, UNKNOWN) for word in words(text)]
 
     def __contains__(self, word: str) -> bool:
         return word in self._number
