@@ -67,7 +67,10 @@ LABELS = list(range(10))
         ({b"data": PIXELS, b"labels": LABELS[:9]}, "found 9 labels and 10 images"),
         ({b"data": PIXELS, b"labels": [*LABELS[:9], 10]}, r"expected labels in 0\.\.9, found \[10\]"),
         ({b"data": PIXELS, b"labels": [*LABELS[:9], -1]}, r"expected labels in 0\.\.9, found \[-1\]"),
-        ({b"data": PIXELS, b"labels": [*LABELS[:9], 1.0]}, "expected 'labels' as a list of whole numbers, found a list of float, int"),
+        (
+            {b"data": PIXELS, b"labels": [*LABELS[:9], 1.0]},
+            "expected 'labels' as a list of whole numbers, found a list of float, int",
+        ),
         ({b"data": PIXELS, b"labels": b"0123456789"}, "expected 'labels' as a list of whole numbers, found bytes"),
         ({b"data": PIXELS, b"labels": np.zeros((10, 2), np.int64)}, r"expected 'labels' .*found int64 \[10, 2\]"),
         ({b"data": PIXELS[:0], b"labels": []}, "expected at least one image, found none"),

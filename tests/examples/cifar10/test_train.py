@@ -1,6 +1,7 @@
 """The trainer from its command line: it learns, tasks conflict, it resumes to the same bytes, it refuses clearly."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import torch
 from cifar10 import train
 from cifar10.problem import CIFAR10Problem
 from harness.checkpoint import load_checkpoint
-from harness.interrupt import Interrupt
 from harness.log import read_log
 from matplotlib.image import imread
 
@@ -63,22 +63,18 @@ def test_official_files_are_trained_on(tmp_path: Path, official: Path) -> None:
 def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--epochs", "3", "--augment", "--method", "cagrad")
     assert _train(tmp_path / "whole", *options) == 0
-    calls = 0
-    update = CIFAR10Problem.represent
+    represent, calls = CIFAR10Problem.represent, 0
 
     def stop_in_the_second_epoch(self: CIFAR10Problem, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         nonlocal calls
         calls += 1
         if calls == 6:
-            interrupts[-1]._request(15, None)
-        return update(self, batch)
+            signal.raise_signal(signal.SIGTERM)
+        return represent(self, batch)
 
-    interrupts: list[Interrupt] = []
-    entered = Interrupt.__enter__
-    monkeypatch.setattr(Interrupt, "__enter__", lambda self: interrupts.append(self) or entered(self))  # type: ignore[func-returns-value]
-    monkeypatch.setattr(CIFAR10Problem, "represent", stop_in_the_second_epoch)
-    assert _train(tmp_path / "parts", *options) == 128 + 15
-    monkeypatch.setattr(CIFAR10Problem, "represent", update)
+    with monkeypatch.context() as patched:
+        patched.setattr(CIFAR10Problem, "represent", stop_in_the_second_epoch)
+        assert _train(tmp_path / "parts", *options) == 128 + signal.SIGTERM
     assert load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == 6
     assert _train(tmp_path / "parts", "--resume") == 0
     for name in ("log.csv", "metrics.json"):
