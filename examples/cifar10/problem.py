@@ -1,17 +1,20 @@
 """CIFAR-10 as the training loop sees it: data, network, losses, metrics and floors."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness.classification import ClassificationMetrics, class_metrics, classification_loss, majority, majority_floors
+from harness.model import MultiTaskModel
 from harness.problem import Series
 from torch import Tensor
 
 from cifar10.data import CLASSES_OF, CIFAR10Dataset, open_images
 from cifar10.model import SmallNet
 from cifar10.pictures import plot_predictions
+from gradsurgery.balancers.uncertainty import Kind
 
 Batch = dict[str, Tensor]
 
@@ -19,11 +22,10 @@ Batch = dict[str, Tensor]
 class CIFAR10Problem:
     """See `harness.problem.Problem`."""
 
-    collate = None
-
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.tasks = tuple(arguments.tasks)
-        self.kinds = ("classification",) * len(self.tasks)
+        self.collate: Callable[[list[Any]], Any] | None = None
+        self.tasks: tuple[str, ...] = tuple(arguments.tasks)
+        self.kinds: tuple[Kind, ...] = tuple("classification" for _ in self.tasks)
         self.loss_units = dict.fromkeys(self.tasks, "cross-entropy, nats")
         self.metrics = tuple(metric for task in self.tasks for metric in class_metrics(task, primary="accuracy"))
         seed = arguments.seed
@@ -40,7 +42,7 @@ class CIFAR10Problem:
             self.answers[task] = CLASSES_OF[task][majority(labels)]
             self.floors |= majority_floors(task, classes, labels, self.val_data.labels(task))
         torch.manual_seed(seed)  # the initial weights are a function of the seed, whatever was drawn before
-        self.model = SmallNet(self.classes, width=arguments.width)
+        self.model: MultiTaskModel = SmallNet(self.classes, width=arguments.width)
 
     def start_epoch(self, epoch: int) -> None:
         """New turns and moves."""

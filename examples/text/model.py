@@ -27,7 +27,8 @@ class Trunk(nn.Module):
         embedded = self.dropout(self.embedding(words))  # [B, L, embedding]
         packed = pack_padded_sequence(embedded, lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, (last, _) = self.lstm(packed)  # [2, B, width]
-        return self.dropout(torch.cat([last[0], last[1]], dim=1))
+        features: Tensor = self.dropout(torch.cat([last[0], last[1]], dim=1))
+        return features
 
 
 class TextNet(MultiTaskModel):

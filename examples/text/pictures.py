@@ -46,7 +46,7 @@ def plot_predictions(data: TextDataset, model: nn.Module, classes: Mapping[str, 
     tasks, count = tuple(classes), min(TEXTS, len(data))
     figure = Figure(figsize=(5.2 * len(tasks) + 1, 4.6 + 0.42 * count), layout="constrained")
     figure.suptitle(f"{name}: validation texts")
-    above, below = figure.subfigures(2, 1, height_ratios=[4.2, 0.42 * count])
+    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.2, 0.42 * count])
     for axes, task in zip(above.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         _matrix(axes, confusion(data.labels[task], answers[task], len(classes[task])), classes[task], task)
     lines = below.subplots()

@@ -2,15 +2,18 @@
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness.classification import MISSING, ClassificationMetrics, class_metrics, classification_loss, majority, majority_floors
 from harness.errors import RunError
+from harness.model import MultiTaskModel
 from harness.problem import Series
 from torch import Tensor
 
+from gradsurgery.balancers.uncertainty import Kind
 from text.data import joined, open_splits, separate
 from text.data.dataset import TextDataset, classes_of, collate
 from text.data.tokens import UNKNOWN, Vocabulary
@@ -23,11 +26,10 @@ Batch = dict[str, Tensor]
 class TextProblem:
     """See `harness.problem.Problem`."""
 
-    collate = staticmethod(collate)
-
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.tasks = tuple(arguments.tasks)
-        self.kinds = ("classification",) * len(self.tasks)
+        self.collate: Callable[[list[Any]], Any] | None = collate
+        self.tasks: tuple[str, ...] = tuple(arguments.tasks)
+        self.kinds: tuple[Kind, ...] = tuple("classification" for _ in self.tasks)
         self.loss_units = dict.fromkeys(self.tasks, "cross-entropy, nats")
         self.metrics = tuple(metric for task in self.tasks for metric in class_metrics(task, primary="macro_f1"))
         if separate(arguments) and len(self.tasks) > 1 and arguments.form != "parameters":
@@ -50,7 +52,7 @@ class TextProblem:
         for task, names in self.classes.items():
             self.floors |= majority_floors(task, len(names), self.train_data.labels[task], self.val_data.labels[task])
         torch.manual_seed(arguments.seed)  # the initial weights are a function of the seed, whatever was drawn before
-        self.model = TextNet(
+        self.model: MultiTaskModel = TextNet(
             self.vocabulary.numbers, {task: len(names) for task, names in self.classes.items()},
             embedding=arguments.embedding, width=arguments.width, dropout=arguments.dropout,
         )  # fmt: skip

@@ -55,7 +55,8 @@ def _picture(seed: int, split: int, index: int) -> Pixels:
     for part, cover in zip(parts, coverage(parts, x, y, 2 / SIZE / scale), strict=True):
         image += cover * (colors[part.color][:, None, None] - image)
     image = image * rng.uniform(0.6, 1.15) + rng.normal(0, _NOISE, image.shape)
-    return (image.clip(0, 1) * 255).round().astype(np.uint8)
+    pixels: Pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
+    return pixels
 
 
 def _scene(rng: np.random.Generator, kind: int, down: Floats) -> Floats:

@@ -111,7 +111,7 @@ def test_other_versions_are_named(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "data_batch_1.bin").touch()
     for path in (tmp_path, folder):
-        with pytest.raises(DataError, match="the Python version, cifar-10-python.tar.gz, is the one that is read"):
+        with pytest.raises(DataError, match=r"the Python version, cifar-10-python\.tar\.gz, is the one that is read"):
             _open(path)
     with pytest.raises(DataError, match=r"found the file .*data_batch_1\.bin: pass the folder"):
         _open(folder / "data_batch_1.bin")
