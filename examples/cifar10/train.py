@@ -1,9 +1,11 @@
 """Train a small network on CIFAR-10, or on drawings of its classes, with gradient surgery where trunk and heads meet.
 
 Three tasks on one image: its class, whether that is a vehicle or an animal, and by which quarter the image was turned. The first
-two agree; rotation conflicts with both, since it has to see what they have to ignore. About a minute on two CPU cores:
+two agree; rotation conflicts with both in about half of the steps, since it has to see what they have to ignore: weakly at the
+representation, more strongly in the space of the parameters. About a minute on two CPU cores, and three:
 
     python examples/cifar10/train.py --out runs/first
+    python examples/cifar10/train.py --form parameters --out runs/parameters
     python examples/cifar10/train.py --data PATH/cifar-10-batches-py --augment --tasks fine coarse --out runs/second
     python examples/cifar10/train.py --out runs/second --resume
 """

@@ -60,6 +60,7 @@ def test_official_files_are_trained_on(tmp_path: Path, official: Path) -> None:
     assert "CIFAR-10" in (tmp_path / "run/note.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--epochs", "3", "--augment", "--method", "cagrad")
     assert _train(tmp_path / "whole", *options) == 0

@@ -82,6 +82,7 @@ def test_every_way_of_training_runs_to_its_end(tmp_path: Path, options: tuple[st
     assert np.isfinite([value for value in metrics.values() if value is not None]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["split", "parameters"])
 def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     options = (*TINY, "--epochs", "3", "--form", form)
