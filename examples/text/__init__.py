@@ -1,0 +1,1 @@
+"""Sentences with a sentiment and a topic: one LSTM, two heads."""
