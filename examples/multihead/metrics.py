@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torchmetrics
+from harness.metric import Metric
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -12,6 +13,15 @@ from torchmetrics.regression import MeanAbsoluteError
 from multihead.targets import Target, Vocabulary
 
 LARGE = 20  # a vocabulary from which on being among the five most probable says something
+
+
+def metrics_of(task: str, target: Target, unit: str) -> tuple[Metric, ...]:
+    """What `TaskMetrics` may return; `unit` is that of the numbers."""
+    loss = Metric(f"{task}/loss")
+    if not isinstance(target, Vocabulary):
+        return Metric(f"{task}/absolute_error", unit=unit, primary=True), loss
+    five = (Metric(f"{task}/top_5_accuracy", best=1.0),) if target.outputs >= LARGE else ()
+    return Metric(f"{task}/accuracy", best=1.0, primary=True), *five, loss
 
 
 class TaskMetrics:

@@ -9,6 +9,7 @@ from urllib.error import URLError
 
 import torch
 from harness.errors import RunError
+from harness.model import MultiTaskModel
 from torch import Tensor, nn
 from torchvision.models import ViT_B_16_Weights, VisionTransformer  # type: ignore[import-untyped]
 from torchvision.models.vision_transformer import ConvStemConfig, interpolate_embeddings  # type: ignore[import-untyped]
@@ -106,15 +107,14 @@ class Head(nn.Sequential):
         super().__init__(nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs))
 
 
-class ProductModel(nn.Module):
+class ProductModel(MultiTaskModel):
     """Trunk and heads, and with them in every checkpoint what their outputs mean: shape, vocabularies, normalisation."""
 
     def __init__(self, shape: Shape, targets: Targets, *, dropout: float = 0.0) -> None:
-        super().__init__()
+        heads = {task: Head(shape.width, target.outputs) for task, target in targets.items()}
+        super().__init__(Trunk(shape, dropout=dropout), heads)
         self.shape = shape
         self.targets: dict[str, Target] = dict(targets)
-        self.trunk = Trunk(shape, dropout=dropout)
-        self.heads = nn.ModuleDict({task: Head(shape.width, target.outputs) for task, target in targets.items()})
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """[B, 3, size, size] in 0..1 -> every task's output [B, outputs]."""

@@ -13,10 +13,11 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from harness.errors import DataError
 from torch import Tensor
 
 from gradsurgery.balancers.uncertainty import Kind
-from multihead.data.labels import CLASSES, DataError, Label, Labels
+from multihead.data.labels import CLASSES, Label, Labels
 
 
 @dataclass(frozen=True)

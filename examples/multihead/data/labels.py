@@ -1,11 +1,10 @@
-"""The words that every reader shares: the four tasks, what a label is, and the error for data that is not as promised."""
+"""The words that every reader shares: the four tasks, and what a label is."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Protocol
 
-from harness.errors import RunError
 from torch import Tensor
 
 CLASSES = ("company", "model")
@@ -14,10 +13,6 @@ TASKS = (*CLASSES, *NUMBERS)
 
 Label = str | float | None
 Labels = Mapping[str, Label]  # task -> label; None where missing
-
-
-class DataError(RunError):
-    """The data on disk is not what its format promises; the message names the file, the record and the way out."""
 
 
 class Source(Protocol):

@@ -7,17 +7,18 @@ import math
 from pathlib import Path
 from typing import Any
 
+from harness.errors import DataError, MissingDataError
 from torch import Tensor
 
 from multihead.data.images import read_image
-from multihead.data.labels import CLASSES, TASKS, DataError, Label
+from multihead.data.labels import CLASSES, TASKS, Label
 
 
 class JsonProducts:
     """The records of one file; image paths are relative to it, and other keys are nobody's business.
 
     A label is missing where it is null, '' or -1. A class is a string or a whole number (7 and "7" are one class); a number is
-    finite and not negative. Everything but the pictures is checked here, they when they are loaded.
+    finite and not negative. Everything but the pictures is checked here, they when they are loaded. With `count`, so many records are taken evenly from the list, which may be sorted.
 
     Raises:
         DataError: the file is missing, does not parse or is not such a list, or an image is not there.
@@ -28,9 +29,12 @@ class JsonProducts:
     def __init__(self, path: Path, *, count: int | None = None) -> None:
         self.where = str(path)
         self.name = path.resolve().parent.name
-        records = _parse(path)[:count]
-        self.labels = tuple({task: _label(record[task], task, self._origin(i)) for task in TASKS} for i, record in enumerate(records))
-        self._images = [self._image(record["image"], path.parent, index) for index, record in enumerate(records)]
+        records = _parse(path)
+        self._chosen = _spread(len(records), count)
+        self.labels = tuple(
+            {task: _label(records[at][task], task, self._origin(index)) for task in TASKS} for index, at in enumerate(self._chosen)
+        )
+        self._images = [self._image(records[at]["image"], path.parent, index) for index, at in enumerate(self._chosen)]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -44,18 +48,24 @@ class JsonProducts:
             ) from error
 
     def _origin(self, index: int) -> str:
-        return f"{self.where}, record {index}"
+        return f"{self.where}, record {self._chosen[index]}"
 
     def _image(self, named: Any, folder: Path, index: int) -> Path:
         if not isinstance(named, str) or not named:
             raise DataError(f"{self._origin(index)}: expected a path under 'image', found {named!r}; correct the record")
         path = folder / named
         if not path.is_file():
-            raise DataError(
+            raise MissingDataError(
                 f"{self._origin(index)}: expected the image {named!r} at {path}, found no file there; "
                 "paths are relative to the JSON file: restore the image or remove the record"
             )
         return path
+
+
+def _spread(length: int, count: int | None) -> list[int]:
+    """At most `count` indices, evenly over 0..length-1."""
+    count = length if count is None else min(count, length)
+    return [index * length // count for index in range(count)]
 
 
 def _parse(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +73,7 @@ def _parse(path: Path) -> list[dict[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
-        raise DataError(f"{path}: {advice}, found no readable file ({error.strerror}); check the path") from error
+        raise MissingDataError(f"{path}: {advice}, found no readable file ({error.strerror}); check the path") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path}: {advice}, found text that is not valid JSON ({error}); correct it") from error
     if not isinstance(content, list):
