@@ -55,7 +55,9 @@ def _model_of(state: dict[str, Any], path: Path) -> ProductModel:
     try:
         return model_from_state(state["model"])
     except (KeyError, TypeError, RuntimeError) as error:
-        raise RunError(f"{path}: expected a model of the multi-head trainer, found another ({str(error).splitlines()[0]}).") from error
+        raise RunError(
+            f"{path}: expected a model of the multi-head trainer, found another ({str(error).splitlines()[0]})."
+        ) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import torch
 from harness.errors import RunError
 from harness.model import MultiTaskModel
 from torch import Tensor, nn
-from torchvision.models import ViT_B_16_Weights, VisionTransformer  # type: ignore[import-untyped]
+from torchvision.models import VisionTransformer, ViT_B_16_Weights  # type: ignore[import-untyped]
 from torchvision.models.vision_transformer import ConvStemConfig, interpolate_embeddings  # type: ignore[import-untyped]
 
 from multihead.targets import Target, Targets, targets_from_state, targets_state
@@ -46,11 +46,15 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.size % self.patch:
-            raise RunError(f"--size {self.size}: expected a multiple of --patch {self.patch}; try {self.size // self.patch * self.patch}.")
+            raise RunError(
+                f"--size {self.size}: expected a multiple of --patch {self.patch}; try {self.size // self.patch * self.patch}."
+            )
         if self.width % self.attention_heads:
             raise RunError(f"--width {self.width}: expected a multiple of --attention-heads {self.attention_heads}.")
         if self.stem == "convolutions" and self.patch not in (2, 4, 8, 16, 32):
-            raise RunError(f"--patch {self.patch}: --stem convolutions halves the image again and again; expected 2, 4, 8, 16 or 32.")
+            raise RunError(
+                f"--patch {self.patch}: --stem convolutions halves the image again and again; expected 2, 4, 8, 16 or 32."
+            )
 
     def stem_layers(self) -> list[Any] | None:
         """3x3 convolutions of stride 2, each twice as wide as the one before it, up to the trunk's width or half of it."""

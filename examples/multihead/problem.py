@@ -33,9 +33,7 @@ class ProductProblem:
         if len(set(self.tasks)) < len(self.tasks):
             raise RunError(f"--tasks {' '.join(self.tasks)}: expected every task once.")
         train, val = _sources(arguments)
-        self.targets = fit_targets(
-            train.labels, self.tasks, numbers=arguments.numbers, bins=arguments.bins, where=train.where
-        )
+        self.targets = fit_targets(train.labels, self.tasks, numbers=arguments.numbers, bins=arguments.bins, where=train.where)
         self.unseen = unseen(val.labels, self.targets)
         if self.unseen:
             print(self._unseen_sentence(), flush=True)
@@ -148,7 +146,9 @@ def _sources(arguments: argparse.Namespace) -> tuple[Source, Source]:
         )
     if any(paths.values()):
         lacking = next(flag for flag, path in paths.items() if path is None)
-        raise RunError(f"{lacking}: expected a file beside the other one, found none; give both, or neither for generated products.")
+        raise RunError(
+            f"{lacking}: expected a file beside the other one, found none; give both, or neither for generated products."
+        )
     counts = {"train": arguments.train_count or PRODUCTS["train"], "val": arguments.val_count or PRODUCTS["val"]}
     return (
         GeneratedProducts(split="train", seed=arguments.seed, count=counts["train"]),
@@ -160,7 +160,9 @@ def _shape(arguments: argparse.Namespace) -> Shape:
     """The trunk that the arguments describe; what --backbone vit_b_16 fixes may not be asked for otherwise."""
     if arguments.backbone == "small":
         if arguments.pretrained:
-            raise RunError("--pretrained: there are ImageNet weights for --backbone vit_b_16 only; add it, or leave --pretrained out.")
+            raise RunError(
+                "--pretrained: there are ImageNet weights for --backbone vit_b_16 only; add it, or leave --pretrained out."
+            )
         small = {"patch": 16, "width": 192, "depth": 4, "attention_heads": 3, "stem": "convolutions"}
         given = {name: value for name in small if (value := getattr(arguments, name)) is not None}
         return Shape(size=arguments.size or 64, **{**small, **given})

@@ -134,7 +134,9 @@ def fit_targets(labels: Sequence[Labels], tasks: Sequence[str], *, numbers: str,
             targets[task] = Vocabulary(tuple(sorted({str(label) for label in known})))
         else:
             values = np.array(known, np.float64)
-            targets[task] = Standardised(float(values.mean()), float(values.std())) if numbers == "regression" else _bins(values, bins)
+            targets[task] = (
+                Standardised(float(values.mean()), float(values.std())) if numbers == "regression" else _bins(values, bins)
+            )
     return targets
 
 
