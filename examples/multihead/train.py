@@ -37,7 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--val-json", "--val_json", type=Path, help="records to measure on")
     own.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     own.add_argument("--numbers", choices=("regression", "binned"), default="regression",
-                     help="regression: standardised numbers; binned: quantile bins, answered by their probability-weighted mean")  # fmt: skip
+                     help="regression: standardised numbers; binned: quantile bins, answered by their weighted mean")  # fmt: skip
     own.add_argument("--bins", type=at_least(2), default=16, help="with --numbers binned, at most so many")
     own.add_argument("--train-count", type=at_least(1),
                      help=f"use so many training records (default: {PRODUCTS['train']} generated, or all there are)")  # fmt: skip

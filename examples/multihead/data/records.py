@@ -18,7 +18,8 @@ class JsonProducts:
     """The records of one file; image paths are relative to it, and other keys are nobody's business.
 
     A label is missing where it is null, '' or -1. A class is a string or a whole number (7 and "7" are one class); a number is
-    finite and not negative. Everything but the pictures is checked here, they when they are loaded. With `count`, so many records are taken evenly from the list, which may be sorted.
+    finite and not negative. Everything but the pictures is checked here, they when they are loaded. With `count`,
+    so many records are taken evenly from the list, which may be sorted.
 
     Raises:
         DataError: the file is missing, does not parse or is not such a list, or an image is not there.

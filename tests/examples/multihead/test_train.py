@@ -215,8 +215,8 @@ def test_export_and_predict_refuse_what_is_no_model(tmp_path: Path, capsys: pyte
 @pytest.mark.slow
 def test_real_products_are_learned(tmp_path: Path, sample_data: Path) -> None:
     data = sample_data / "multihead-sample"
-    options = ("--train_json", str(data / "train.json"), "--val_json", str(data / "val.json"), "--train-count", "400", "--size", "32",
-               "--epochs", "3", "--use_uncertainty_weighting", "true", "--gradient_normalization", "true",
+    options = ("--train_json", str(data / "train.json"), "--val_json", str(data / "val.json"), "--train-count", "400",
+               "--size", "32", "--epochs", "3", "--use_uncertainty_weighting", "true", "--gradient_normalization", "true",
                "--initial_log_vars", "0,0,0,0", "--device", "cpu", "--out", str(tmp_path / "run"))  # fmt: skip
     assert train.main(options) == 0
     losses = read_log(tmp_path / "run/log.csv")["loss/company"]
