@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch.utils.data import Dataset
 from multihead.data.augment import View, draw_view, show
 from multihead.data.images import as_float
 from multihead.data.labels import Source
-from multihead.targets import Targets
+
+if TYPE_CHECKING:  # targets are made of labels, which are in this package
+    from multihead.targets import Targets
 
 KEPT_BYTES = 1 << 30  # pictures up to so much are decoded before training starts, and broken ones refused then
 
