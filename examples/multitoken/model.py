@@ -1,8 +1,8 @@
 """A transformer trunk with one head a future byte, and one unembedding that all heads share (Gloeckle et al. 2024).
 
-As in the paper, a head is one transformer layer on the trunk's output, and the final normalization and the unembedding matrix are the
-same for all heads. They stand behind the point where the tasks' gradients meet, so surgery leaves them alone: they belong to the heads,
-and their gradient is the plain sum of what the heads send.
+As in the paper, a head is one transformer layer on the trunk's output, and the final normalization and the unembedding matrix are
+the same for all heads. They stand behind the point where the tasks' gradients meet, so surgery leaves them alone: they count among
+the heads' parameters, and their gradient is the plain sum of what the heads send.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,19 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from harness.errors import RunError
 from torch import Tensor, nn
 
 BYTES = 256
+
+
+def check_width(width: int, attention_heads: int) -> None:
+    """Raises RunError where attention heads cannot share the width evenly."""
+    if width % attention_heads:
+        nearest = max(round(width / attention_heads), 1) * attention_heads
+        raise RunError(
+            f"--width {width}: expected a multiple of --heads {attention_heads}, as attention heads share it evenly; take {nearest}."
+        )
 
 
 class Layer(nn.Module):

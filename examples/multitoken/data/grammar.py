@@ -2,9 +2,10 @@
 
     roku: besi[7,tamo(3)] + nel<sido(1),4,nel<2,2,9>> .roku
 
-A line is a name, some terms, and the name again. A term is a digit or a call; the call's word alone decides how many arguments follow
-and which brackets hold them. So the first letters of a word give away the rest of it, a bracket closes when the arguments its word wants
-are there, and the end of a line copies its beginning: who looks several bytes ahead has to know words, brackets and lines.
+A line is a name, some terms, and the name again. A term is a digit or a call; the call's word alone decides how many arguments
+follow and which brackets hold them. So the first letters of a word give away the rest of it, a bracket closes when the arguments
+its word wants are there, and the end of a line copies its beginning: who looks several bytes ahead has to know words, brackets and
+lines.
 """
 
 from dataclasses import dataclass

@@ -12,10 +12,10 @@ Sample = dict[str, Tensor]
 
 
 def window(text: Tensor, start: int, context: int, tokens: int) -> Sample:
-    """`context` bytes from `start` on as int64 "input" [context], and the bytes that follow each as "target" [context + tokens − 1].
+    """The "input", `context` bytes from `start` on, int64 [context], and the "target"s that follow, [context + tokens − 1].
 
-    target[t + k − 1] is text[start + t + k], what head k is asked at position t (see `targets`). Beyond the end of the text the input
-    is 0, which no earlier position sees, and the target IGNORE.
+    target[t + k − 1] is text[start + t + k], what head k is asked at position t (see `targets`). Beyond the end of the text the
+    input is 0, which no earlier position sees, and the target IGNORE.
     """
     piece = text[start : start + context + tokens].long()
     padded = torch.full((context + tokens,), IGNORE, dtype=torch.int64)
