@@ -11,6 +11,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from harness.errors import RunError
+from harness.model import MultiTaskModel
 from torch import Tensor, nn
 
 BYTES = 256
@@ -20,9 +21,7 @@ def check_width(width: int, attention_heads: int) -> None:
     """Raises RunError where attention heads cannot share the width evenly."""
     if width % attention_heads:
         nearest = max(round(width / attention_heads), 1) * attention_heads
-        raise RunError(
-            f"--width {width}: expected a multiple of --heads {attention_heads}, as attention heads share it evenly; take {nearest}."
-        )
+        raise RunError(f"--width {width}: expected a multiple of --heads {attention_heads}, which share it evenly; take {nearest}.")
 
 
 class Layer(nn.Module):
@@ -71,13 +70,12 @@ class Head(nn.Module):
         return cast(Tensor, self.unembedding(self.layer(features)))
 
 
-class MultiTokenModel(nn.Module):
+class MultiTokenModel(MultiTaskModel):
     """Trunk and heads; with one task it is an ordinary language model of `layers` + 1 layers."""
 
     def __init__(
         self, tasks: Sequence[str], *, context: int, width: int, layers: int, attention_heads: int, vocabulary: int = BYTES
     ) -> None:
-        super().__init__()
-        self.trunk = Trunk(vocabulary, context, width, layers, attention_heads)
+        trunk = Trunk(vocabulary, context, width, layers, attention_heads)
         unembedding = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False))
-        self.heads = nn.ModuleDict({task: Head(width, attention_heads, unembedding) for task in tasks})
+        super().__init__(trunk, {task: Head(width, attention_heads, unembedding) for task in tasks})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from harness.errors import RunError
+from harness.errors import DataError, MissingDataError
 from torch import Tensor
 
 from multitoken.data.grammar import write_text
@@ -23,12 +23,13 @@ def open_text(source: str, *, seed: int, at_least: int) -> tuple[Tensor, Tensor]
         at_least: how many bytes each part has to have.
 
     Raises:
-        RunError: the path names nothing, a folder, or a file that is empty, too short or not to be read.
+        MissingDataError: the path names nothing.
+        DataError: it names a folder, or a file that is empty, too short or not to be read.
     """
     text = generate(seed) if source == GENERATED else _read(Path(source))
     held_out = int(len(text) * VALIDATION_SHARE)
     if held_out < at_least:
-        raise RunError(
+        raise DataError(
             f"--data {source}: expected at least {round(at_least / VALIDATION_SHARE)} bytes, so that the last tenth of them, for "
             f"validation, holds a window of {at_least}; found {len(text)}. Take a longer text, or a smaller --context."
         )
@@ -43,15 +44,15 @@ def generate(seed: int) -> Tensor:
 def _read(path: Path) -> Tensor:
     if path.is_dir():
         inside = sorted(entry.name for entry in path.iterdir())[:8]
-        raise RunError(f"--data {path}: expected a file, found a folder with {inside or 'nothing in it'}; name one file.")
+        raise DataError(f"--data {path}: expected a file, found a folder with {inside or 'nothing in it'}; name one file.")
     if not path.exists():
-        raise RunError(f"--data {path}: expected {GENERATED!r} or the path of a file, found nothing there.")
+        raise MissingDataError(f"--data {path}: expected {GENERATED!r} or the path of a file, found nothing there.")
     if not path.is_file():
-        raise RunError(f"--data {path}: expected an ordinary file, whose length is known; found a device or a pipe.")
+        raise DataError(f"--data {path}: expected an ordinary file, whose length is known; found a device or a pipe.")
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise RunError(f"--data {path}: could not be read ({error.strerror or error}).") from error
+        raise DataError(f"--data {path}: could not be read ({error.strerror or error}).") from error
     if not len(content):
-        raise RunError(f"--data {path}: expected text, found an empty file.")
+        raise DataError(f"--data {path}: expected text, found an empty file.")
     return torch.from_numpy(content)
