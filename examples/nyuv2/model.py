@@ -8,6 +8,7 @@ from urllib.error import URLError
 import torch
 import torch.nn.functional as F
 from harness.errors import RunError
+from harness.model import MultiTaskModel
 from torch import Tensor, nn
 from torchvision.models import MobileNet_V2_Weights, mobilenet_v2  # type: ignore[import-untyped]
 
@@ -157,7 +158,7 @@ class NormalHead(Head):
         return F.normalize(output.float(), dim=1)
 
 
-class HydraNet(nn.Module):
+class HydraNet(MultiTaskModel):
     """A trunk and a head for each of `tasks` ⊆ ("segmentation", "depth", "normal").
 
     Args:
@@ -168,8 +169,6 @@ class HydraNet(nn.Module):
     """
 
     def __init__(self, tasks: Sequence[str], *, classes: int, channels: int = 256, pretrained: bool = False) -> None:
-        super().__init__()
-        self.trunk = Trunk(channels, pretrained=pretrained)
         build = {
             "segmentation": lambda: Head(channels, classes),
             "depth": lambda: DepthHead(channels, 1),
@@ -177,7 +176,7 @@ class HydraNet(nn.Module):
         }
         if unknown := sorted(set(tasks) - set(build)):
             raise ValueError(f"tasks: expected some of {sorted(build)}, found {unknown}")
-        self.heads = nn.ModuleDict({task: build[task]() for task in tasks})
+        super().__init__(Trunk(channels, pretrained=pretrained), {task: build[task]() for task in tasks})
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Every task's prediction at the image's size."""

@@ -2,18 +2,21 @@
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from harness.errors import RunError
+from harness.problem import Series
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nyuv2.data import open_dataset
 from nyuv2.floors import ConstantAnswer
-from nyuv2.metrics import PRIMARY, TaskMetrics, metric_names, score
+from nyuv2.metrics import METRICS, TaskMetrics
 from nyuv2.model import HydraNet
 from nyuv2.objectives import KINDS, OBJECTIVES, UNITS
+from nyuv2.pictures import plot_predictions
 
 Batch = dict[str, Tensor]
 ROOMS = {"train": 320, "val": 64}  # how many rooms are generated where the command line does not say
@@ -22,12 +25,13 @@ ROOMS = {"train": 320, "val": 64}  # how many rooms are generated where the comm
 class NYUv2Problem:
     """See `harness.problem.Problem`. Images run in channels-last memory format, which convolutions prefer on CPU and GPU."""
 
+    collate = None
+
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.tasks = tuple(arguments.tasks)
         self.kinds = tuple(KINDS[task] for task in self.tasks)
         self.loss_units = {task: UNITS[task] for task in self.tasks}
-        self.metric_names = metric_names(self.tasks)
-        self.headline = tuple(f"{task}/{PRIMARY[task][0]}" for task in self.tasks)
+        self.metrics = tuple(metric for task in self.tasks for metric in METRICS[task])
         common: dict[str, Any] = {
             "size": tuple(arguments.size), "classes": arguments.classes, "seed": arguments.seed,
         }  # fmt: skip
@@ -37,6 +41,7 @@ class NYUv2Problem:
         self.train_data = open_dataset(arguments.data, augment=arguments.augment, **train)
         self.val_data = open_dataset(arguments.data, split="val", count=counts["val"], **common)
         self.info = self.train_data.info
+        self.name, self.size = self.info.name, tuple(arguments.size)
         if missing := [task for task in self.tasks if task not in self.info.tasks]:
             raise RunError(
                 f"--tasks {' '.join(missing)}: {self.info.name} has no such targets; it has {', '.join(self.info.tasks)}."
@@ -56,13 +61,6 @@ class NYUv2Problem:
     @staticmethod
     def _plain(data: Any, arguments: argparse.Namespace) -> Iterable[Batch]:
         return DataLoader(data, arguments.batch_size, num_workers=arguments.workers, generator=torch.Generator())
-
-    def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """Trunk and heads, with their learning rates."""
-        return [
-            {"params": list(self.model.trunk.parameters()), "lr": lr},
-            {"params": list(self.model.heads.parameters()), "lr": head_lr},
-        ]
 
     def start_epoch(self, epoch: int) -> None:
         """New augmentations; the encoder frozen or not."""
@@ -88,6 +86,25 @@ class NYUv2Problem:
                 meter.update(predictions[task], batch[task])
         return {name: value for meter in meters.values() for name, value in meter.compute().items()}
 
-    def score(self, metrics: dict[str, float]) -> float:
-        """The share of the floors' error that the model removes, mean over tasks."""
-        return score(metrics, self.floors, self.tasks)
+    def describe(self) -> str:
+        """How many images, and their size."""
+        height, width = self.size
+        return f"{len(self.train_data)} training and {len(self.val_data)} validation images at {height}×{width}"
+
+    def describe_floor(self) -> str:
+        """The constant answer of every task."""
+        normal = ", ".join(f"{value:+.2f}" for value in self.answer.mean_normal.tolist())
+        words = {
+            "segmentation": f"the class {self.info.classes[self.answer.majority]!r}",
+            "depth": f"a depth of {self.answer.median_depth:.2f} m (the median)",
+            "normal": f"the normal ({normal}) (the mean)",
+        }
+        return ", ".join(words[task] for task in self.tasks)
+
+    def draw(self, folder: Path) -> None:
+        """predictions.png: truth and prediction of some validation images."""
+        plot_predictions(self.val_data, self.model, self.tasks, folder / "predictions.png")
+
+    def notes(self, log: Series) -> list[tuple[str, list[str]]]:
+        """Nothing beyond what every note says."""
+        return []

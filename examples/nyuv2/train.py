@@ -15,16 +15,12 @@ from pathlib import Path
 if __name__ == "__main__":  # run as a script: its own folder is on the path, examples/ is what has to be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from harness.arguments import add_arguments, at_least, open_run
-from harness.errors import RunError
-from harness.reproducibility import seed_everything
-from harness.training import Training
-from rich.console import Console
+import harness.main
+from harness.arguments import add_arguments, at_least
 
-from nyuv2.data.sample import CLASS_NAMES, DataError
+from nyuv2.data.sample import CLASS_NAMES
 from nyuv2.objectives import OBJECTIVES
 from nyuv2.problem import ROOMS, NYUv2Problem
-from nyuv2.report import write_report
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,30 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, or resume; returns the exit status: 0, 1 for an error that the user can correct, 128 + n after signal n."""
-    console = Console()
-    try:
-        arguments, folder = open_run(build_parser(), argv)
-        seed_everything(arguments.seed, deterministic=arguments.deterministic)
-        console.print(f"Preparing {arguments.data} data and the floors to beat …")
-        problem = NYUv2Problem(arguments)
-        training = Training(problem, arguments, folder, console)
-        console.print(
-            f"{len(problem.train_data)} training and {len(problem.val_data)} validation samples, {' + '.join(problem.tasks)}, "
-            f"{arguments.method}, {training.steps_per_epoch} steps an epoch on {training.device}; everything goes to {folder.path}."
-        )
-        signal = training.run()
-        if signal is not None:
-            console.print(f"Stopped by signal {signal} after step {training.step}; go on with --out {folder.path} --resume.")
-            return 128 + signal
-        write_report(problem, arguments, folder, console)
-    except (RunError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:  # training answers Ctrl-C itself, with a checkpoint
-        print("Interrupted outside training; what was written so far is kept.", file=sys.stderr)
-        return 130
-    return 0
+    """Train, or resume; returns the exit status."""
+    return harness.main.main(build_parser(), NYUv2Problem, argv)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ from harness.checkpoint import load_checkpoint
 from harness.log import read_log
 from matplotlib.image import imread
 from nyuv2 import train
+from nyuv2.pictures import palette
 from nyuv2.problem import NYUv2Problem
-from nyuv2.report import palette
 
 TRAIN = Path(__file__).parents[3] / "examples/nyuv2/train.py"
 TINY = (
@@ -114,7 +114,7 @@ def test_a_frozen_encoder_does_not_move_in_the_first_epochs(tmp_path: Path) -> N
         before = {name: value.clone() for name, value in problem.model.trunk.encoder.state_dict().items()}
         problem.model.train()
         problem.start_epoch(epoch)
-        optimizer = torch.optim.SGD(problem.parameter_groups(0.1, 0.1), lr=0.1)
+        optimizer = torch.optim.SGD(problem.model.parameter_groups(0.1, 0.1), lr=0.1)
         batch = {name: value[None].repeat(2, 1, 1, 1) if value.dim() == 3 else value[None].repeat(2, 1, 1)
                  for name, value in problem.train_data[0].items()}  # fmt: skip
         loss = problem.loss("depth", problem.represent(batch), batch)
