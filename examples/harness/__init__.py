@@ -1,4 +1,4 @@
-"""What every example trainer shares: run folder, checkpoints, log, schedule, the training loop, plots and the note.
+"""What every example trainer shares: command line, training loop, run folder, checkpoints, log, table, plots and the note.
 
-A trainer supplies a `harness.problem.Problem` (model, data, losses, metrics) and calls `harness.training.Training(...).run()`.
+A trainer supplies a `harness.problem.Problem` (model, data, losses, metrics) and hands it to `harness.main.main`.
 """

@@ -16,6 +16,7 @@ from harness.run_folder import RunFolder, read_json
 from harness.schedule import SCHEDULES
 
 BALANCERS = ("none", "uncertainty", *sorted(gs.balancers()))  # "uncertainty" in full is "uw"
+FORMS = ("split", "detach", "parameters")
 FREE_ON_RESUME = {"out", "resume", "workers", "device"}  # these leave the numbers alone (device: up to rounding)
 
 
@@ -48,8 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     surgery.add_argument("--method", choices=sorted(gs.methods()), default="pcgrad", help="how task gradients become one")
     surgery.add_argument("--method-option", action="append", type=_option, default=[], metavar="NAME=VALUE",
                          help="an option of the method, such as c=0.4; may be repeated")  # fmt: skip
-    surgery.add_argument("--form", choices=("split", "detach"), default="split",
-                         help="split: one backward through all heads; detach: one head in memory at a time")  # fmt: skip
+    surgery.add_argument("--form", choices=FORMS, default="split",
+                         help="surgery at the representation (split: one backward through all heads; detach: one head in memory "
+                         "at a time) or in the space of the trunk's parameters, as in the PCGrad paper")  # fmt: skip
     surgery.add_argument("--balancer", choices=BALANCERS, default="none", help="how task losses are weighted")
     surgery.add_argument("--balancer-option", action="append", type=_option, default=[], metavar="NAME=VALUE",
                          help="an option of the balancer, such as temp=1.0; may be repeated")  # fmt: skip
@@ -69,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     machine.add_argument("--seed", type=at_least(0), default=0)
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     machine.add_argument("--amp", choices=tuple(AMP), default="off", help="mixed precision")
+    machine.add_argument("--compile", action="store_true", help="torch.compile the trunk and each head")
     machine.add_argument("--deterministic", action="store_true", help="raise on any operation that is not reproducible")
     machine.add_argument("--workers", type=at_least(0), default=0, help="data loading processes")
     machine.add_argument("--log-every", type=at_least(1), default=1, metavar="STEPS")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-Series = Mapping[str, Mapping[int, float]]  # column of log.csv -> step -> value
+from harness.problem import Series
+
 SETTLED = 0.05  # a weight that moves by less than this share of itself in the last quarter counts as settled
 EVEN = 1.25  # mean gradients whose lengths differ by less than this factor count as even
 
@@ -78,7 +79,7 @@ def drift(log: Series, column: str) -> Drift:
     return Drift(_mean(values[len(values) // 2 : len(values) * 3 // 4]), _mean(values[len(values) * 3 // 4 :]))
 
 
-def dominance_sentences(log: Series, tasks: Sequence[str]) -> list[str]:
+def dominance_sentences(log: Series, tasks: Sequence[str], place: str) -> list[str]:
     """Who holds the gradient, who holds the loss."""
     norms = {task: _mean(list(log[f"norm/{task}"].values())) for task in tasks if log[f"norm/{task}"]}
     sentences = [f"{task} never had a gradient." for task in tasks if task not in norms]
@@ -89,7 +90,7 @@ def dominance_sentences(log: Series, tasks: Sequence[str]) -> list[str]:
     heaviest = max(norms, key=part.loss.__getitem__)
     ratio = norms[strongest] / norms[weakest] if norms[weakest] > 0 else float("inf")
     balanced = "balanced " if any(log[f"balance/{task}"] for task in norms) else ""
-    sentences.append(f"Of the gradient length that arrives at the representation, each task holds: {_listed(part.gradient)}.")
+    sentences.append(f"Of the gradient length that arrives at {place}, each task holds: {_listed(part.gradient)}.")
     if ratio < EVEN:
         sentences.append(f"No task dominates there: the mean lengths differ by a factor of only {ratio:.2f}.")
     else:
@@ -101,7 +102,7 @@ def dominance_sentences(log: Series, tasks: Sequence[str]) -> list[str]:
 
 
 def conflict_sentences(log: Series, tasks: Sequence[str]) -> list[str]:
-    """How often, and how strongly, each pair of tasks pulls the representation apart."""
+    """How often, and how strongly, each pair of tasks pulls the trunk apart."""
     sentences = []
     for one, other in combinations(tasks, 2):
         pair = conflict(log, one, other)

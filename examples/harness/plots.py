@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-Series = Mapping[str, Mapping[int, float]]
+from harness.problem import Series
+
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe & Ito: safe for color-blind readers
 
 
@@ -28,7 +29,7 @@ def plot_losses(log: Series, units: Mapping[str, str], path: Path, *, title: str
     figure.savefig(path, dpi=120)
 
 
-def plot_conflict(log: Series, tasks: Sequence[str], path: Path, *, title: str) -> None:
+def plot_conflict(log: Series, tasks: Sequence[str], path: Path, *, title: str, place: str) -> None:
     """Cosines between the tasks' gradients, how often they conflict, and the gradients' lengths, over the steps."""
     figure = Figure(figsize=(8, 8.4), layout="constrained")
     figure.suptitle(title)
@@ -44,12 +45,12 @@ def plot_conflict(log: Series, tasks: Sequence[str], path: Path, *, title: str) 
     low, high = cosine.get_ylim()
     low, high = min(low, -0.05), max(high, 0.05)
     cosine.axhspan(low, 0, color="black", alpha=0.06, linewidth=0)
-    cosine.set(ylim=(low, high), ylabel="cosine of the gradients", title="Agreement at the representation (shaded: conflict)")
+    cosine.set(ylim=(low, high), ylabel="cosine of the gradients", title=f"Agreement at {place} (shaded: conflict)")
     rate.set(ylim=(-3, 103), ylabel="steps in conflict [%]", title=f"Conflict rate (running mean of {window} logged steps)")
     for task, color in zip(tasks, _colors(len(tasks)), strict=True):
         steps, values = _arrays(log[f"norm/{task}"])
         _curve(norm, steps, np.where(values > 0, values, np.nan), color, task)
-    norm.set(yscale="log", xlabel="step", ylabel="gradient norm", title="Length of each task's gradient at the representation")
+    norm.set(yscale="log", xlabel="step", ylabel="gradient norm", title=f"Length of each task's gradient at {place}")
     for axes in (cosine, rate, norm):
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))

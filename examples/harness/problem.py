@@ -1,27 +1,30 @@
 """What a trainer supplies to the training loop."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from gradsurgery.balancers.uncertainty import Kind
+from harness.metric import Metric
+from harness.model import MultiTaskModel
+
+Series = Mapping[str, Mapping[int, float]]  # column of log.csv -> step -> value
 
 
 class Problem(Protocol):
     """A model with one trunk and a head for each task, its data, losses and metrics; batches are what the data sets collate to."""
 
+    name: str  # of the data, for titles
     tasks: tuple[str, ...]
     kinds: tuple[Kind, ...]  # one a task
     loss_units: dict[str, str]  # task -> what its loss measures, for axis labels
-    metric_names: tuple[str, ...]  # every name that evaluate may return
-    headline: tuple[str, ...]  # the few of them worth a line of the terminal after each epoch
-
-    @property
-    def model(self) -> nn.Module:
-        """Trunk and heads."""
-        ...
+    metrics: tuple[Metric, ...]  # all that evaluate may return
+    floors: dict[str, float]  # metric -> what the best answer that looks at no input reaches
+    model: MultiTaskModel
+    collate: Callable[[list[Any]], Any] | None  # samples -> batch; None: torch's own way
 
     @property
     def train_data(self) -> Dataset[Any]:
@@ -31,10 +34,6 @@ class Problem(Protocol):
     @property
     def val_data(self) -> Dataset[Any]:
         """The data set that `evaluate` sees, in order."""
-        ...
-
-    def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """The model's parameters as optimizer groups."""
         ...
 
     def start_epoch(self, epoch: int) -> None:
@@ -53,6 +52,18 @@ class Problem(Protocol):
         """Metrics over the batches (model in eval mode, gradients off). A metric without any valid target is left out."""
         ...
 
-    def score(self, metrics: dict[str, float]) -> float:
-        """One number, higher is better: what picks the best checkpoint and stops early."""
+    def describe(self) -> str:
+        """The data in words, to stand before a comma: "96 training and 16 validation images at 120×160"."""
+        ...
+
+    def describe_floor(self) -> str:
+        """The floor's answer in words: "the class 'wall', a depth of 2.51 m (the median)"."""
+        ...
+
+    def draw(self, folder: Path) -> None:
+        """Pictures of the model at work: predictions.png, and what else shows it."""
+        ...
+
+    def notes(self, log: Series) -> Sequence[tuple[str, Sequence[str]]]:
+        """Further sections for note.md as (title, sentences)."""
         ...

@@ -1,4 +1,4 @@
-"""One optimizer step with gradient surgery at the representation, in either of its two forms."""
+"""One optimizer step with gradient surgery, in each of its three forms."""
 
 import argparse
 from dataclasses import dataclass
@@ -41,17 +41,18 @@ def make_balancer(problem: Problem, arguments: argparse.Namespace, surgery: gs.G
 
 @dataclass(frozen=True)
 class StepResult:
-    """The tasks' losses before balancing, absent tasks left out, and the factor on their gradients under fp16 (else 1)."""
+    """The tasks' losses before balancing, absent tasks left out, and the factor on the gradients that surgery saw."""
 
     losses: dict[str, Tensor]
-    loss_scale: float
+    gradient_scale: float
 
 
 class SurgicalStep:
-    """losses → balance → surgery on the representation's gradients → clip → update; FAMO then sees the losses again.
+    """losses → balance → surgery on the tasks' gradients → clip → update; FAMO then sees the losses again.
 
-    `form` "split" runs one backward through all heads; "detach" one backward for each task, so that one head's activations are
-    alive at a time (with a balancer, whose weights need all losses, all heads' are).
+    `form` "split" runs one backward through all heads, with surgery at the representation; "detach" one backward for each task, so
+    that one head's activations are alive at a time (with a balancer, whose weights need all losses, all heads' are); "parameters"
+    one backward for each task through head and trunk, with surgery on the gradients of the trunk's parameters.
     """
 
     def __init__(self, problem: Problem, surgery: gs.GradientAggregator, balancer: Balancer | None,
@@ -65,7 +66,8 @@ class SurgicalStep:
         scaler = self.precision.scaler
         scale = scaler.get_scale()
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward_split(batch) if self.form == "split" else self._backward_detached(batch)
+        backward = {"split": self._backward_split, "detach": self._backward_detached, "parameters": self._backward_parameters}
+        losses = backward[self.form](batch)
         if losses:
             scaler.unscale_(self.optimizer)
             if self.clip_norm > 0:
@@ -73,8 +75,10 @@ class SurgicalStep:
             scaler.step(self.optimizer)
             scaler.update()
             if isinstance(self.balancer, gs.FAMO) and not self.balancer.update_on_next_call:
-                self.balancer.update(self._losses_anew(batch))
-        return StepResult({task: loss.detach() for task, loss in losses.items()}, scale)
+                with torch.no_grad():
+                    self.balancer.update(self._losses(batch))
+        return StepResult({task: loss.detach() for task, loss in losses.items()},
+                          1.0 if self.form == "parameters" else scale)  # fmt: skip
 
     def _backward_split(self, batch: Any) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
@@ -108,9 +112,15 @@ class SurgicalStep:
             self.surgery.reset()
         return losses
 
-    @torch.no_grad()
-    def _losses_anew(self, batch: Any) -> dict[str, Tensor]:
-        """The losses of the batch after the update, without surgery."""
+    def _backward_parameters(self, batch: Any) -> dict[str, Tensor]:
+        losses = self._losses(batch)
+        if losses:
+            terms = losses if self.balancer is None else self.balancer.weighted(losses)
+            self.surgery.backward(terms, shared=self.problem.model.trunk, scaler=self.precision.scaler)
+        return losses
+
+    def _losses(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of all tasks on one representation, without surgery."""
         with self.precision.autocast():
             features = self.problem.represent(batch)
             losses = {task: self.problem.loss(task, features, batch) for task in self.problem.tasks}

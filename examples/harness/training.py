@@ -11,12 +11,14 @@ from rich.console import Console
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset
 
+import gradsurgery as gs
 from gradsurgery.balancers import EpochBalancer
 from harness.arguments import configuration
 from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.errors import RunError
 from harness.interrupt import Interrupt
 from harness.log import RunLog
+from harness.metric import score
 from harness.precision import Precision, choose_device
 from harness.problem import Problem
 from harness.progress import StepBar
@@ -38,9 +40,11 @@ class Training:
         self.device = choose_device(arguments.device)
         self.precision = Precision(arguments.amp, self.device)
         problem.model.to(self.device)
+        if arguments.compile:
+            problem.model.compile_parts(several_passes=arguments.form == "parameters")
         self.surgery = make_surgery(problem, arguments)
         self.balancer = make_balancer(problem, arguments, self.surgery)
-        groups = problem.parameter_groups(arguments.lr, arguments.lr if arguments.head_lr is None else arguments.head_lr)
+        groups = problem.model.parameter_groups(arguments.lr, arguments.lr if arguments.head_lr is None else arguments.head_lr)
         if self.balancer is not None:
             self.balancer.to(self.device)
             if learned := list(self.balancer.parameters()):
@@ -109,13 +113,14 @@ class Training:
         self.problem.model.eval()
         with torch.no_grad(), self.precision.autocast():
             metrics = self.problem.evaluate(self._on_device(self.val_batches))
-        score = self.problem.score(metrics)
+        value = score(metrics, self.problem.floors, self.problem.metrics)
         values = {f"val/{name}": value for name, value in metrics.items()}
-        self.log.row(self.step, self.epoch, {**values, "score": score})
-        if self.stopping.update(self.epoch, score):
-            save_checkpoint(self.folder.best, {"model": self.problem.model.state_dict(), "epoch": self.epoch, "score": score})
-        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in self.problem.headline if name in metrics)
-        self.console.print(f"epoch {self.epoch + 1}/{self.arguments.epochs}  step {self.step}  {shown}  score {score:.4f}",
+        self.log.row(self.step, self.epoch, {**values, "score": value})
+        if self.stopping.update(self.epoch, value):
+            save_checkpoint(self.folder.best, {"model": self.problem.model.state_dict(), "epoch": self.epoch, "score": value})
+        primary = [metric.name for metric in self.problem.metrics if metric.primary and metric.name in metrics]
+        shown = "  ".join(f"{name} {metrics[name]:.4f}" for name in primary)
+        self.console.print(f"epoch {self.epoch + 1}/{self.arguments.epochs}  step {self.step}  {shown}  score {value:.4f}",
                            highlight=False, soft_wrap=True)  # fmt: skip
 
     def _loader(self, data: Dataset[Any], sampler: EpochSampler | None) -> DataLoader[Any]:
@@ -123,7 +128,7 @@ class Training:
         return DataLoader(
             data, batch_size=self.batch_size, sampler=sampler, drop_last=sampler is not None,
             num_workers=self.arguments.workers, persistent_workers=self.arguments.workers > 0,
-            pin_memory=self.device.type == "cuda",
+            collate_fn=self.problem.collate, pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(self.arguments.seed),  # leaves the global random state alone
         )  # fmt: skip
 
@@ -135,9 +140,10 @@ class Training:
         tasks = self.problem.tasks
         return [
             "lr", *(f"loss/{task}" for task in tasks), *(f"balance/{task}" for task in tasks),
+            *(f"variance/{task}" for task in tasks if isinstance(self.balancer, gs.UncertaintyWeighting)),
             *(f"weight/{task}" for task in tasks), *(f"norm/{task}" for task in tasks),
             *(f"cosine/{one}-{other}" for one, other in combinations(tasks, 2)), "conflicts", "nonfinite",
-            *(f"val/{name}" for name in self.problem.metric_names), "score",
+            *(f"val/{metric.name}" for metric in self.problem.metrics), "score",
         ]  # fmt: skip
 
     def _measurements(self, result: StepResult) -> dict[str, float]:
@@ -148,9 +154,12 @@ class Training:
             statistics = self.surgery.statistics()
             for name, value in statistics.scalars().items():
                 if name in self.log.columns and math.isfinite(value):
-                    values[name] = value / result.loss_scale if name.startswith("norm/") else value
+                    values[name] = value / result.gradient_scale if name.startswith("norm/") else value
             values["nonfinite"] = float(statistics.nonfinite)
         if self.balancer is not None:
+            if isinstance(self.balancer, gs.UncertaintyWeighting):
+                variances = zip(self.problem.tasks, self.balancer.variances.tolist(), strict=True)
+                values |= {f"variance/{task}": variance for task, variance in variances}
             weights = zip(self.problem.tasks, self.balancer.weights.tolist(), strict=True)
             values |= {f"balance/{task}": weight for task, weight in weights}
         return values

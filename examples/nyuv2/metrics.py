@@ -3,25 +3,35 @@
 from collections.abc import Sequence
 
 import torch
+import torchmetrics
+from harness.metric import Metric
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.regression import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError
 
 from nyuv2.data.sample import IGNORE
 
 THRESHOLDS = (11.25, 22.5, 30.0)  # degrees
-NAMES = {
-    "segmentation": ("mean_iou", "pixel_accuracy"),
-    "depth": ("absolute_error_m", "relative_error", "rmse_m", "scale_invariant_log_error"),
-    "normal": ("mean_angle_deg", "median_angle_deg", *(f"within_{threshold:g}_deg" for threshold in THRESHOLDS)),
+METRICS = {
+    "segmentation": (
+        Metric("segmentation/mean_iou", best=1),
+        Metric("segmentation/pixel_accuracy", best=1, primary=True),
+    ),
+    "depth": (
+        Metric("depth/absolute_error_m", unit=" m", primary=True),
+        Metric("depth/relative_error"),
+        Metric("depth/rmse_m", unit=" m"),
+        Metric("depth/scale_invariant_log_error"),
+    ),
+    "normal": (
+        Metric("normal/mean_angle_deg", unit="°", primary=True),
+        Metric("normal/median_angle_deg", unit="°"),
+        *(Metric(f"normal/within_{threshold:g}_deg", best=1) for threshold in THRESHOLDS),
+    ),
 }
-# The metric that stands for its task, and what it has to be subtracted from to be an error.
-PRIMARY = {"segmentation": ("pixel_accuracy", 1.0), "depth": ("absolute_error_m", 0.0), "normal": ("mean_angle_deg", 0.0)}
-HIGHER_IS_BETTER = {"mean_iou", "pixel_accuracy", *(name for name in NAMES["normal"] if name.startswith("within"))}
 
 
-class ScaleInvariantLogError(Metric):
+class ScaleInvariantLogError(torchmetrics.Metric):
     """√(mean d² − (mean d)²), d = log prediction − log target over an image's valid pixels; the mean over images.
 
     Eigen, Puhrsch & Fergus (2014), their scale-invariant error with λ = 1: unchanged when a prediction is scaled by a constant.
@@ -49,7 +59,7 @@ class ScaleInvariantLogError(Metric):
         return self.total / self.images
 
 
-class AngularError(Metric):
+class AngularError(torchmetrics.Metric):
     """Angles between unit vectors in degrees: mean, median, and the shares within 11.25, 22.5 and 30 degrees.
 
     Keeps sums and a histogram of `bins` bins instead of every angle: mean and shares are exact, the median to 180 / `bins`
@@ -82,7 +92,7 @@ class AngularError(Metric):
         count = self.histogram.sum()
         median_bin = torch.searchsorted(self.histogram.cumsum(0), (count + 1) // 2)
         values = [self.total / count, (median_bin + 0.5) * 180 / self.bins, *(self.within / count)]
-        return dict(zip(NAMES["normal"], values, strict=True))
+        return dict(zip(_names("normal"), values, strict=True))
 
 
 class TaskMetrics:
@@ -117,12 +127,12 @@ class TaskMetrics:
             for name, metric in self.metrics.items():
                 value = metric.compute()
                 values |= value if isinstance(value, dict) else {name: value}
-        return {f"{self.task}/{name}": float(value) for name, value in values.items()}
+        return {name: float(value) for name, value in values.items()}
 
 
-def _build(task: str, classes: int) -> dict[str, Metric]:
+def _build(task: str, classes: int) -> dict[str, torchmetrics.Metric]:
     if task == "segmentation":  # mean over the classes that occur in prediction or target
-        metrics: Sequence[Metric] = (
+        metrics: Sequence[torchmetrics.Metric] = (
             MulticlassJaccardIndex(classes, average="macro", validate_args=False),
             MulticlassAccuracy(classes, average="micro", validate_args=False),
         )
@@ -132,23 +142,8 @@ def _build(task: str, classes: int) -> dict[str, Metric]:
         )  # fmt: skip
     else:
         return {"angles": AngularError()}
-    return dict(zip(NAMES[task], metrics, strict=True))
+    return dict(zip(_names(task), metrics, strict=True))
 
 
-def metric_names(tasks: Sequence[str]) -> tuple[str, ...]:
-    """Every "task/metric" of the tasks."""
-    return tuple(f"{task}/{name}" for task in tasks for name in NAMES[task])
-
-
-def score(metrics: dict[str, float], floors: dict[str, float], tasks: Sequence[str]) -> float:
-    """Mean over tasks of 1 − error / floor's error, by each task's primary metric: 0 is no better than the floor, 1 is perfect.
-
-    Tasks without a value are left out; NaN when none has one.
-    """
-    gains = []
-    for task in tasks:
-        name, perfect = PRIMARY[task]
-        key = f"{task}/{name}"
-        if key in metrics and key in floors:
-            gains.append(1 - abs(perfect - metrics[key]) / abs(perfect - floors[key]))
-    return sum(gains) / len(gains) if gains else float("nan")
+def _names(task: str) -> list[str]:
+    return [metric.name for metric in METRICS[task]]

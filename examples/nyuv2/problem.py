@@ -1,19 +1,22 @@
-"""NYUv2 as the training loop sees it: data, HydraNet, losses, metrics and floors."""
+"""NYUv2 as the training loop sees it: data, model, losses, metrics and floors."""
 
 import argparse
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from harness.errors import RunError
+from harness.problem import Series
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from nyuv2.data import open_dataset
 from nyuv2.floors import ConstantAnswer
-from nyuv2.metrics import PRIMARY, TaskMetrics, metric_names, score
-from nyuv2.model import HydraNet
-from nyuv2.objectives import KINDS, OBJECTIVES, UNITS
+from nyuv2.metrics import METRICS, TaskMetrics
+from nyuv2.models.builder import build_model
+from nyuv2.objectives import KINDS, choose_objectives
+from nyuv2.pictures import plot_predictions
 
 Batch = dict[str, Tensor]
 ROOMS = {"train": 320, "val": 64}  # how many rooms are generated where the command line does not say
@@ -22,12 +25,15 @@ ROOMS = {"train": 320, "val": 64}  # how many rooms are generated where the comm
 class NYUv2Problem:
     """See `harness.problem.Problem`. Images run in channels-last memory format, which convolutions prefer on CPU and GPU."""
 
+    collate = None
+
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.tasks = tuple(arguments.tasks)
         self.kinds = tuple(KINDS[task] for task in self.tasks)
-        self.loss_units = {task: UNITS[task] for task in self.tasks}
-        self.metric_names = metric_names(self.tasks)
-        self.headline = tuple(f"{task}/{PRIMARY[task][0]}" for task in self.tasks)
+        losses = {"depth": arguments.depth_loss, "normal": arguments.normal_loss}
+        self.objectives = choose_objectives(self.tasks, losses, arguments.loss_weights)
+        self.loss_units = {task: objective.label for task, objective in self.objectives.items()}
+        self.metrics = tuple(metric for task in self.tasks for metric in METRICS[task])
         common: dict[str, Any] = {
             "size": tuple(arguments.size), "classes": arguments.classes, "seed": arguments.seed,
         }  # fmt: skip
@@ -37,6 +43,7 @@ class NYUv2Problem:
         self.train_data = open_dataset(arguments.data, augment=arguments.augment, **train)
         self.val_data = open_dataset(arguments.data, split="val", count=counts["val"], **common)
         self.info = self.train_data.info
+        self.name, self.size = self.info.name, tuple(arguments.size)
         if missing := [task for task in self.tasks if task not in self.info.tasks]:
             raise RunError(
                 f"--tasks {' '.join(missing)}: {self.info.name} has no such targets; it has {', '.join(self.info.tasks)}."
@@ -44,10 +51,11 @@ class NYUv2Problem:
         answer = ConstantAnswer(self._plain(open_dataset(arguments.data, **train), arguments), self.tasks, self.classes)
         self.answer, self.floors = answer, answer.measure(self._plain(self.val_data, arguments))
         torch.manual_seed(arguments.seed)  # the initial weights are a function of the seed, whatever was drawn before
-        self.model = HydraNet(self.tasks, classes=self.classes, channels=arguments.channels, pretrained=arguments.pretrained).to(
-            memory_format=torch.channels_last
-        )
-        self.freeze_encoder_epochs = arguments.freeze_encoder_epochs
+        self.model = build_model(
+            self.tasks, classes=self.classes, backbone=arguments.backbone, decoder=arguments.decoder,
+            channels=arguments.channels, pretrained=arguments.pretrained, freeze_stages=arguments.freeze_stages,
+        ).to(memory_format=torch.channels_last)  # fmt: skip
+        self.freeze_encoder_epochs, self.freeze_stages = arguments.freeze_encoder_epochs, arguments.freeze_stages
 
     @property
     def classes(self) -> int:
@@ -57,26 +65,19 @@ class NYUv2Problem:
     def _plain(data: Any, arguments: argparse.Namespace) -> Iterable[Batch]:
         return DataLoader(data, arguments.batch_size, num_workers=arguments.workers, generator=torch.Generator())
 
-    def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        """Trunk and heads, with their learning rates."""
-        return [
-            {"params": list(self.model.trunk.parameters()), "lr": lr},
-            {"params": list(self.model.heads.parameters()), "lr": head_lr},
-        ]
-
     def start_epoch(self, epoch: int) -> None:
-        """New augmentations; the encoder frozen or not."""
+        """New augmentations; the encoder frozen as a whole, or its first stages alone."""
         self.train_data.set_epoch(epoch)
-        self.model.trunk.freeze_encoder(epoch < self.freeze_encoder_epochs)
+        trunk = self.model.trunk
+        trunk.freeze(len(trunk.encoder.stages) if epoch < self.freeze_encoder_epochs else self.freeze_stages)
 
-    def represent(self, batch: Batch) -> Tensor:
-        """[B, 3, H, W] -> [B, channels, H/4, W/4]"""
-        features: Tensor = self.model.trunk(batch["image"].to(memory_format=torch.channels_last))
-        return features
+    def represent(self, batch: Batch) -> Any:
+        """[B, 3, H, W] -> a map, or a pytree of maps, as the decoder has it."""
+        return self.model.trunk(batch["image"].to(memory_format=torch.channels_last))
 
-    def loss(self, task: str, features: Tensor, batch: Batch) -> Tensor | None:
+    def loss(self, task: str, features: Any, batch: Batch) -> Tensor | None:
         """The task's loss on its view of the representation, None without a valid pixel."""
-        return OBJECTIVES[task](self.model.heads[task](features, batch["image"].shape[-2:]), batch[task])
+        return self.objectives[task](self.model.heads[task](features, batch["image"].shape[-2:]), batch[task])
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """{"task/metric": value} over the batches."""
@@ -88,6 +89,25 @@ class NYUv2Problem:
                 meter.update(predictions[task], batch[task])
         return {name: value for meter in meters.values() for name, value in meter.compute().items()}
 
-    def score(self, metrics: dict[str, float]) -> float:
-        """The share of the floors' error that the model removes, mean over tasks."""
-        return score(metrics, self.floors, self.tasks)
+    def describe(self) -> str:
+        """How many images, and their size."""
+        height, width = self.size
+        return f"{len(self.train_data)} training and {len(self.val_data)} validation images at {height}×{width}"
+
+    def describe_floor(self) -> str:
+        """The constant answer of every task."""
+        normal = ", ".join(f"{value:+.2f}" for value in self.answer.mean_normal.tolist())
+        words = {
+            "segmentation": f"the class {self.info.classes[self.answer.majority]!r}",
+            "depth": f"a depth of {self.answer.median_depth:.2f} m (the median)",
+            "normal": f"the normal ({normal}) (the mean)",
+        }
+        return ", ".join(words[task] for task in self.tasks)
+
+    def draw(self, folder: Path) -> None:
+        """predictions.png: truth and prediction of some validation images."""
+        plot_predictions(self.val_data, self.model, self.tasks, folder / "predictions.png")
+
+    def notes(self, log: Series) -> list[tuple[str, list[str]]]:
+        """Nothing beyond what every note says."""
+        return []

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from harness.errors import DataError, MissingDataError
+
 from nyuv2.data.dataset import NYUv2Dataset
 from nyuv2.data.mat import MatFile
 from nyuv2.data.npy import NpyFolder
 from nyuv2.data.png import PngFolder
 from nyuv2.data.rooms import GeneratedRooms
-from nyuv2.data.sample import IGNORE, DataError, DataInfo, MissingDataError, Sample, Source
+from nyuv2.data.sample import IGNORE, DataInfo, Sample, Source
 
 __all__ = ["IGNORE", "DataError", "DataInfo", "MissingDataError", "NYUv2Dataset", "Sample", "open_dataset"]
 

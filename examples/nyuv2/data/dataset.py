@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from harness.errors import DataError
 from torch.utils.data import Dataset
 
 from nyuv2.data.augment import View, draw_view, show
-from nyuv2.data.sample import DataError, Sample, Source
+from nyuv2.data.sample import Sample, Source
 
 
 class NYUv2Dataset(Dataset[Sample]):

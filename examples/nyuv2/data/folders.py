@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from nyuv2.data.sample import DataError, MissingDataError
+from harness.errors import DataError, MissingDataError
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from harness.errors import DataError, MissingDataError
 
 from nyuv2.data.sample import (
     IGNORE,
     Array,
-    DataError,
     DataInfo,
-    MissingDataError,
     Sample,
     class_names,
     make_sample,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from harness.errors import DataError
 
 from nyuv2.data.folders import Kind, paired_files
-from nyuv2.data.sample import IGNORE, Array, DataError, DataInfo, Sample, class_names, make_sample
+from nyuv2.data.sample import IGNORE, Array, DataInfo, Sample, class_names, make_sample
 
 _UNLABELLED = -1
 

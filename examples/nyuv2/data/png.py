@@ -6,10 +6,11 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from harness.errors import DataError
 from PIL import Image
 
 from nyuv2.data.folders import Kind, paired_files
-from nyuv2.data.sample import IGNORE, Array, DataError, DataInfo, Sample, class_names, make_sample
+from nyuv2.data.sample import IGNORE, Array, DataInfo, Sample, class_names, make_sample
 
 _MILLIMETRES = 1000
 _OTHERPROP = 39  # of the 40 classes

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from harness.errors import DataError
 
 from nyuv2.data import furniture as fu
 from nyuv2.data.lighting import Lights, Scene, photograph
@@ -31,7 +32,7 @@ from nyuv2.data.parts import (
     solids_of,
 )  # fmt: skip
 from nyuv2.data.raycast import Camera, Hits, cast
-from nyuv2.data.sample import CLASSES_13, DataError, DataInfo, Sample, class_names, make_sample
+from nyuv2.data.sample import CLASSES_13, DataInfo, Sample, class_names, make_sample
 from nyuv2.data.textures import Color, Material, Pattern
 
 Split = Literal["train", "val"]

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from harness.errors import DataError
 
 Array = npt.NDArray[Any]
 Sample = dict[str, torch.Tensor]
@@ -30,14 +31,6 @@ CLASSES_40 = (
     "otherfurniture", "otherprop",
 )  # fmt: skip
 CLASS_NAMES = {13: CLASSES_13, 40: CLASSES_40}
-
-
-class DataError(ValueError):
-    """The data on disk is not what its format promises; the message names the file and the way out."""
-
-
-class MissingDataError(DataError, FileNotFoundError):
-    """A file or a directory that the format promises is not there."""
 
 
 @dataclass(frozen=True)

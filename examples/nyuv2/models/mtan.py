@@ -118,8 +118,9 @@ class AttentionHead(Head):
         up = [decoder_widths(widths, level) for level in reversed(range(LEVELS))]
         self.passed_up = nn.ModuleList(convolution(inputs, outputs) for inputs, outputs in up)
         self.masks_up = nn.ModuleList(attention(inputs + outputs, outputs) for inputs, outputs in up)
-        self.out = nn.Sequential(nn.Conv2d(widths[0], widths[0], 3, padding=1), nn.Conv2d(widths[0], self.outputs, 1))
-        self.start(self.out[1])
+        last = nn.Conv2d(widths[0], self.outputs, 1)
+        self.start(last)
+        self.out = nn.Sequential(nn.Conv2d(widths[0], widths[0], 3, padding=1), last)
 
     def raw(self, features: dict[str, list[Tensor]]) -> Tensor:
         before: list[Tensor] = []

@@ -29,7 +29,7 @@ class PatchEmbedding(nn.Module):
         patches = self.projection(image)  # [B, D, h, w]
         tokens = patches.flatten(2).transpose(1, 2)
         tokens = torch.cat([self.class_token.expand(len(tokens), -1, -1), tokens], 1)
-        return tokens + self.positions(patches.shape[-2:])  # type: ignore[no-any-return]
+        return tokens + self.positions(patches.shape[-2:])
 
     def positions(self, grid: Sequence[int]) -> Tensor:
         """The class token's position and those of an h × w grid. [1, 1 + h·w, D]"""

@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 from harness.arguments import add_arguments, open_run
+from harness.metric import Metric
+from harness.model import MultiTaskModel
+from harness.problem import Series
 from harness.reproducibility import seed_everything
 from harness.training import Training
 from rich.console import Console
@@ -22,8 +25,9 @@ class ToyProblem:
 
     tasks: tuple[str, ...] = ("side", "height")
     kinds: tuple[Kind, ...] = ("classification", "regression")
-    metric_names: tuple[str, ...] = ("side/error", "height/error")
-    headline: tuple[str, ...] = ("height/error",)
+    name = "points"
+    metrics = (Metric("side/error"), Metric("height/error", primary=True))
+    collate = None
 
     def __init__(self, *, samples: int = 16, absent: str | None = None, after_step: Callable[[int], None] | None = None) -> None:
         generator = torch.Generator().manual_seed(5)
@@ -31,15 +35,11 @@ class ToyProblem:
         self.train_data: Dataset[Any] = TensorDataset(points, (points[:, :1] > 0).float(), points.sum(1, keepdim=True))
         self.val_data = self.train_data
         torch.manual_seed(0)
-        self.model = nn.ModuleDict(
-            {"trunk": nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.25)), "side": nn.Linear(8, 1), "height": nn.Linear(8, 1)}
-        )
+        trunk = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.25))
+        self.model = MultiTaskModel(trunk, {"side": nn.Linear(8, 1), "height": nn.Linear(8, 1)})
+        self.floors = {"side/error": 1.0, "height/error": 4.0}
         self.loss_units = {"side": "nats", "height": "squared"}
         self.absent, self.after_step, self.steps, self.passes = absent, after_step, 0, 0
-
-    def parameter_groups(self, lr: float, head_lr: float) -> list[dict[str, Any]]:
-        heads = [*self.model["side"].parameters(), *self.model["height"].parameters()]
-        return [{"params": list(self.model["trunk"].parameters()), "lr": lr}, {"params": heads, "lr": head_lr}]
 
     def start_epoch(self, epoch: int) -> None:
         pass
@@ -49,28 +49,37 @@ class ToyProblem:
         self.steps += torch.is_grad_enabled()
         if self.after_step is not None and torch.is_grad_enabled():
             self.after_step(self.steps)
-        features: Tensor = self.model["trunk"](batch[0])
+        features: Tensor = self.model.trunk(batch[0])
         return features
 
     def loss(self, task: str, features: Tensor, batch: Any) -> Tensor | None:
         if task == self.absent:
             return None
-        output = self.model[task](features)
+        output = self.model.heads[task](features)
         if task == "side":
             return nn.functional.binary_cross_entropy_with_logits(output, batch[1])
         return nn.functional.mse_loss(output, batch[2])
 
     def evaluate(self, batches: Iterable[Any]) -> dict[str, float]:
-        totals = dict.fromkeys(self.metric_names, 0.0)
+        totals = dict.fromkeys((metric.name for metric in self.metrics), 0.0)
         for batch in batches:
-            features = self.model["trunk"](batch[0])
+            features = self.model.trunk(batch[0])
             for task in self.tasks:
                 if (loss := self.loss(task, features, batch)) is not None:
                     totals[f"{task}/error"] += loss.item()
         return totals
 
-    def score(self, metrics: dict[str, float]) -> float:
-        return -metrics["height/error"]
+    def describe(self) -> str:
+        return "16 points"
+
+    def describe_floor(self) -> str:
+        return "0"
+
+    def draw(self, folder: Path) -> None:
+        (folder / "drawn").touch()
+
+    def notes(self, log: Series) -> list[tuple[str, list[str]]]:
+        return [("What else", [f"{len(log['lr'])} steps were logged."])]
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def test_sentences_say_what_happened() -> None:
         norm_a=[4] * 8, norm_b=[1] * 8, loss_a=[1] * 8, loss_b=[3] * 8, cosine_a_b=[-0.5, 0.5] * 4,
         balance_a=[1] * 8, balance_b=[1, 1, 1, 1, 1, 1, 2, 2], weight_a=[1] * 8, weight_b=[1] * 8,
     )  # fmt: skip
-    dominance = " ".join(dominance_sentences(log, TASKS))
+    dominance = " ".join(dominance_sentences(log, TASKS, "the representation"))
     assert "a 80%, b 20%" in dominance
     assert "a dominates: its gradient is on average 4.00 times as long as b's" in dominance
     assert "Loss and gradient disagree: b has the larger loss" in dominance
@@ -63,13 +63,13 @@ def test_sentences_say_what_happened() -> None:
 
 def test_equal_tasks_and_missing_values_are_said_too() -> None:
     log = _log(norm_a=[1, 1], norm_b=[1, 1], loss_a=[1, 1], loss_b=[1, 1])
-    assert any("No task dominates" in sentence for sentence in dominance_sentences(log, TASKS))
+    assert any("No task dominates" in sentence for sentence in dominance_sentences(log, TASKS, "the representation"))
     assert conflict_sentences(log, TASKS) == ["a and b never had a gradient in the same logged step."]
     assert balance_sentences(log, TASKS, balancer="none", method="sum") == [
         "No balancer ran: every task's loss entered with weight 1."
     ]
     absent = _log(norm_a=[1.0], loss_a=[1.0])
-    assert any("b never had a gradient" in sentence for sentence in dominance_sentences(absent, TASKS))
+    assert any("b never had a gradient" in sentence for sentence in dominance_sentences(absent, TASKS, "the representation"))
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,6 @@ def test_equal_tasks_and_missing_values_are_said_too() -> None:
 def test_curves_are_drawn_from_any_log(tmp_path: Path, columns: dict[str, Any]) -> None:
     log = _log(**columns)
     plot_losses(log, {"a": "m", "b": "nats"}, tmp_path / "losses.png", title="t")
-    plot_conflict(log, TASKS, tmp_path / "conflict.png", title="t")
+    plot_conflict(log, TASKS, tmp_path / "conflict.png", title="t", place="the trunk")
     for name in ("losses", "conflict"):
         assert imread(tmp_path / f"{name}.png").std() > 0.01

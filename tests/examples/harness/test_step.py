@@ -1,11 +1,12 @@
-"""One step: both forms agree, and without a method it is the plain gradient of the summed loss."""
+"""One step: the forms agree, and without a method each is the plain gradient of the summed loss."""
 
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from harness.arguments import BALANCERS
+import torch._functorch.config
+from harness.arguments import BALANCERS, FORMS
 from harness.errors import RunError
 from harness.step import SurgicalStep
 from harness.training import Training
@@ -17,10 +18,10 @@ import gradsurgery as gs
 BATCH = (torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.tensor([[0.0], [1], [1], [0]]), torch.ones(4, 1))
 
 
-def _gradients(problem: Any, step: SurgicalStep) -> list[Tensor]:
+def _gradients(problem: Any, step: SurgicalStep, batch: tuple[Tensor, ...] = BATCH) -> list[Tensor]:
     """The gradients that the step leaves, for a model that is not updated and has no dropout."""
     problem.model.eval()
-    step(BATCH)
+    step(batch)
     return [parameter.grad.clone() for parameter in problem.model.parameters()]
 
 
@@ -43,7 +44,7 @@ def test_both_forms_leave_the_same_gradients(toy: Any, start: Callable[..., Trai
         torch.testing.assert_close(one.grad, other.grad)
 
 
-@pytest.mark.parametrize("form", ["split", "detach"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("method", sorted(gs.methods()))
 def test_every_method_trains_or_says_what_it_wants(toy: Any, start: Callable[..., Training], method: str, form: str) -> None:
     problem = toy()
@@ -62,9 +63,10 @@ def test_every_method_trains_or_says_what_it_wants(toy: Any, start: Callable[...
     assert any(not torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_sum_is_the_plain_gradient(toy: Any, start: Callable[..., Training]) -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_sum_is_the_plain_gradient(toy: Any, start: Callable[..., Training], form: str) -> None:
     problem, plain = toy(), toy()
-    training = start(problem, "--method", "sum", "--lr", "0")
+    training = start(problem, "--method", "sum", "--lr", "0", "--form", form)
     found = _gradients(problem, training.update)
     training.log.close()
     plain.model.eval()
@@ -82,7 +84,7 @@ def test_the_norm_is_clipped(toy: Any, start: Callable[..., Training]) -> None:
     assert torch.stack([gradient.norm() for gradient in found]).norm().item() == pytest.approx(0.01, rel=1e-3)
 
 
-@pytest.mark.parametrize("form", ["split", "detach"])
+@pytest.mark.parametrize("form", FORMS)
 def test_a_batch_without_any_target_changes_nothing(toy: Any, start: Callable[..., Training], form: str) -> None:
     problem = toy()
     training = start(problem, "--form", form)
@@ -95,20 +97,61 @@ def test_a_batch_without_any_target_changes_nothing(toy: Any, start: Callable[..
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_mixed_precision_trains_and_reports_unscaled_norms(toy: Any, start: Callable[..., Training], amp: str) -> None:
+def test_mixed_precision_trains_and_reports_unscaled_norms(toy: Any, start: Callable[..., Training], amp: str, form: str) -> None:
     norms = []
     for name in ("off", amp):
         problem = toy()
-        training = start(problem, "--amp", name, "--lr", "0", out=name)
+        training = start(problem, "--amp", name, "--lr", "0", "--form", form, out=name)
         problem.model.eval()
         for _ in range(12):  # fp16 starts with a scale that overflows, and halves it until it does not
             result = training.update(BATCH)
-        assert (result.loss_scale > 1) == (name == "fp16")
+        assert (training.precision.scaler.get_scale() > 1) == (name == "fp16")
         norms.append(training._measurements(result)["norm/height"])
         training.log.close()
         assert all(torch.isfinite(parameter.grad).all() for parameter in problem.model.parameters())
     assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_parameter_space_is_surgery_on_whole_gradients(toy: Any, start: Callable[..., Training], form: str) -> None:
+    problem, plain = toy(), toy()
+    for one in (problem, plain):  # in conflict: the heads pull in opposite directions, and both want less
+        with torch.no_grad():
+            one.model.heads["height"].weight.copy_(-one.model.heads["side"].weight)
+    batch = (BATCH[0], torch.zeros(4, 1), torch.full((4, 1), -2.0))
+    training = start(problem, "--method", "pcgrad", "--method-option", "order='ascending'", "--lr", "0", "--form", form)
+    found = _gradients(problem, training.update, batch)
+    training.log.close()
+    plain.model.eval()
+    trunk = list(plain.model.trunk.parameters())
+    whole = []
+    for task in plain.tasks:
+        loss = plain.loss(task, plain.represent(batch), batch)
+        whole.append(torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, trunk)]))
+    expected = gs.aggregate(torch.stack(whole), "pcgrad", order="ascending")
+    assert not torch.allclose(expected, whole[0] + whole[1])
+    same = torch.allclose(torch.cat([grad.flatten() for grad in found[: len(trunk)]]), expected)
+    assert same == (form == "parameters")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled_parts_leave_the_same_gradients(
+    toy: Any, start: Callable[..., Training], form: str, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(torch.compiler.reset)
+    with torch._functorch.config.patch(donated_buffer=True), torch.compiler.config.patch(cache_key_tag=""):
+        found = []
+        for name, options in (("eager", ()), ("compiled", ("--compile",))):
+            problem = toy()
+            training = start(problem, "--form", form, "--lr", "0", *options, out=name)
+            assert (problem.model.trunk._compiled_call_impl is not None) == (name == "compiled")
+            found.append(_gradients(problem, training.update))
+            training.log.close()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_unknown_method_options_are_an_error_for_the_user(toy: Any, start: Callable[..., Training]) -> None:
@@ -126,7 +169,7 @@ def test_balancers_take_options_and_refuse_others(toy: Any, start: Callable[...,
         start(toy(), "--balancer", "gls", "--balancer-option", "temp=2", out="other")
 
 
-@pytest.mark.parametrize("form", ["split", "detach"])
+@pytest.mark.parametrize("form", FORMS)
 def test_famo_sees_the_losses_after_the_update(toy: Any, start: Callable[..., Training], form: str) -> None:
     problem = toy()
     training = start(problem, "--balancer", "famo", "--form", form)

@@ -20,6 +20,8 @@ COMBINATIONS = [
     ("sum", "detach", "famo"),
     ("pcgrad", "split", "dwa"),
     ("sum", "split", "rlw"),
+    ("pcgrad", "parameters", "uncertainty"),
+    ("cagrad", "parameters", "gradnorm"),
 ]
 
 
@@ -139,7 +141,7 @@ def test_checkpoints_of_another_problem_are_refused(toy: Any, start: Callable[..
     start(toy(), "--epochs", "1").run()
     path = tmp_path / "run/checkpoints/last.pt"
     state = load_checkpoint(path)
-    del state["model"]["side.weight"]
+    del state["model"]["heads.side.weight"]
     save_checkpoint(path, {key: value for key, value in state.items() if key != "format"})
     with pytest.raises(RunError, match=r"last\.pt: the checkpoint does not fit this run"):
         start(toy(), "--resume")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from nyuv2.data import IGNORE
 from nyuv2.floors import ConstantAnswer
-from nyuv2.metrics import AngularError, TaskMetrics, metric_names, score
+from nyuv2.metrics import METRICS, AngularError, TaskMetrics
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -76,9 +76,9 @@ def test_opposite_and_equal_normals_are_180_and_0_degrees() -> None:
     up = torch.tensor([0.0, 1.0, 0.0]).view(1, 3, 1, 1)
     meter.update(torch.cat([up, up], 3), torch.cat([up, -up], 3))
     found = meter.compute()
-    assert found["mean_angle_deg"].item() == pytest.approx(90)
-    assert found["median_angle_deg"].item() == pytest.approx(0, abs=0.0051)
-    assert found["within_30_deg"].item() == pytest.approx(0.5)
+    assert found["normal/mean_angle_deg"].item() == pytest.approx(90)
+    assert found["normal/median_angle_deg"].item() == pytest.approx(0, abs=0.0051)
+    assert found["normal/within_30_deg"].item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("task", ["segmentation", "depth", "normal"])
@@ -95,7 +95,7 @@ def test_metrics_come_under_their_announced_names() -> None:
         meter = TaskMetrics(task, 13, CPU)
         target = torch.zeros(1, 2, 2).long() if task == "segmentation" else torch.ones(1, channels, 2, 2) / math.sqrt(channels)
         meter.update(torch.rand(1, channels, 2, 2, generator=generator), target)
-        assert tuple(meter.compute()) == metric_names((task,))
+        assert tuple(meter.compute()) == tuple(metric.name for metric in METRICS[task])
 
 
 def test_the_constant_answer_is_majority_median_and_mean() -> None:
@@ -120,11 +120,3 @@ def test_the_constant_answer_is_majority_median_and_mean() -> None:
     assert floors["segmentation/pixel_accuracy"] == pytest.approx(1 / 3)
     assert floors["depth/absolute_error_m"] == pytest.approx(0.5)
     assert floors["normal/mean_angle_deg"] == pytest.approx(45, abs=1e-3)
-
-
-def test_the_score_is_the_share_of_the_floors_error_removed() -> None:
-    floors = {"segmentation/pixel_accuracy": 0.5, "depth/absolute_error_m": 1.0, "normal/mean_angle_deg": 40.0}
-    metrics = {"segmentation/pixel_accuracy": 0.75, "depth/absolute_error_m": 0.8, "normal/mean_angle_deg": 40.0}
-    assert score(metrics, floors, ("segmentation", "depth", "normal")) == pytest.approx((0.5 + 0.2 + 0.0) / 3)
-    assert score({"depth/absolute_error_m": 2.0}, floors, ("segmentation", "depth")) == pytest.approx(-1.0)
-    assert math.isnan(score({}, floors, ("depth",)))
