@@ -81,6 +81,5 @@ EXEMPTIONS = (
     Exemption(
         "gram_mma", "registers", "24 float64 sums a lane and as many float32 ones; three blocks a multiprocessor, of 128 threads"
     ),
-    Exemption("gram_tiled<d>", "local memory", "16 bytes, on sm_80; gradients in float64 are rare"),
     Exemption("sample_surgery<8,1,f>", "registers", "one block a multiprocessor, of up to 320 threads"),
 )

@@ -208,12 +208,14 @@ class Stager {
 
   __device__ int slabs() const { return (chunk_.length - origin_ + kSlab<Run> - 1) / kSlab<Run>; }
 
+  // Zeros, too, where nothing is loaded: registers that keep what was in them on some way are held through all loops of the kernel,
+  // and by each type of gradients anew.
   __device__ __forceinline__ void load(int slab) {
-    if (!whole(slab)) return;
+    const bool through_registers = whole(slab);
 #pragma unroll
     for (int s = 0; s < kSlots; ++s) {
       data_[s] = Raw<16>{};
-      if (rows_[s]) data_[s] = load_raw<16>(rows_[s] + slab * kSlab<Run> * int(sizeof(Element)));
+      if (through_registers && rows_[s]) data_[s] = load_raw<16>(rows_[s] + slab * kSlab<Run> * int(sizeof(Element)));
     }
   }
 

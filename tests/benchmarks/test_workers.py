@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from timing import Effort
 from workers import take_turns, workers
 
+# What a process of its own is sent has to be importable there, and this file need not be.
+CONTENDERS = """
+import os
+from pathlib import Path
 
-def counting(path: str) -> Callable[[], object]:
-    def call() -> None:
+def counting(path):
+    def call():
         with Path(path).open("a") as file:
-            file.write(f"{os.getpid()}\n")
-
+            file.write(f"{os.getpid()}\\n")
     return call
 
-
-def failing() -> Callable[[], object]:
+def failing():
     raise ArithmeticError("not ready")
+"""
+
+
+@pytest.fixture
+def contenders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module that other processes find as well: they get this one's sys.path."""
+    (tmp_path / "contenders_for_a_test.py").write_text(CONTENDERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("contenders_for_a_test")
+    del sys.modules["contenders_for_a_test"]
 
 
 @pytest.mark.slow
-def test_each_works_in_its_own_process_when_it_is_asked(tmp_path: Path) -> None:
+def test_each_works_in_its_own_process_when_it_is_asked(tmp_path: Path, contenders: Any) -> None:
     paths = {name: tmp_path / name for name in "ab"}
-    with workers({name: partial(counting, str(path)) for name, path in paths.items()}) as turns:
+    with workers({name: partial(contenders.counting, str(path)) for name, path in paths.items()}) as turns:
         seconds = [turns[name](count) for name, count in (("a", 1), ("b", 3), ("a", 2))]
     assert [len(taken) for taken in seconds] == [1, 3, 2]
     assert all(second > 0 for taken in seconds for second in taken)
@@ -37,8 +52,8 @@ def test_each_works_in_its_own_process_when_it_is_asked(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_that_fails_is_named() -> None:
-    with workers({"broken": failing}) as turns, pytest.raises(RuntimeError, match="broken: its process ended"):
+def test_one_that_fails_is_named(contenders: Any) -> None:
+    with workers({"broken": contenders.failing}) as turns, pytest.raises(RuntimeError, match="broken: its process ended"):
         turns["broken"](1)
 
 
