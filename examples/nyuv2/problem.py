@@ -1,4 +1,4 @@
-"""NYUv2 as the training loop sees it: data, HydraNet, losses, metrics and floors."""
+"""NYUv2 as the training loop sees it: data, model, losses, metrics and floors."""
 
 import argparse
 from collections.abc import Iterable
@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from nyuv2.data import open_dataset
 from nyuv2.floors import ConstantAnswer
 from nyuv2.metrics import TaskMetrics, metrics_of
-from nyuv2.model import HydraNet
-from nyuv2.objectives import KINDS, OBJECTIVES, UNITS
+from nyuv2.models.builder import build_model
+from nyuv2.objectives import KINDS, choose_objectives
 from nyuv2.pictures import plot_predictions
 
 Batch = dict[str, Tensor]
@@ -45,20 +45,18 @@ class NYUv2Problem:
                 f"--tasks {' '.join(missing)}: {self.info.name} has no such targets; it has {', '.join(self.info.tasks)}."
             )
         scale = self.info.depth
-        units = UNITS | {"depth": f"L1, {scale.unit}" if scale.unit else "L1"}
-        self.loss_units = {task: units[task] for task in self.tasks}
+        losses = {"depth": arguments.depth_loss, "normal": arguments.normal_loss}
+        self.objectives = choose_objectives(self.tasks, losses, arguments.loss_weights, depth_unit=scale.unit)
+        self.loss_units = {task: objective.label for task, objective in self.objectives.items()}
         self.metrics = tuple(metric for task in self.tasks for metric in metrics_of(task, scale))
         answer = ConstantAnswer(self._plain(open_dataset(arguments.data, **train), arguments), self.tasks, self.classes, scale)
         self.answer, self.floors = answer, answer.measure(self._plain(self.val_data, arguments))
         torch.manual_seed(arguments.seed)  # the initial weights are a function of the seed, whatever was drawn before
-        self.model = HydraNet(
-            self.tasks,
-            classes=self.classes,
-            channels=arguments.channels,
-            typical_depth=scale.typical,
-            pretrained=arguments.pretrained,
-        ).to(memory_format=torch.channels_last)
-        self.freeze_encoder_epochs = arguments.freeze_encoder_epochs
+        self.model = build_model(
+            self.tasks, classes=self.classes, typical_depth=scale.typical, backbone=arguments.backbone, decoder=arguments.decoder,
+            channels=arguments.channels, pretrained=arguments.pretrained, freeze_stages=arguments.freeze_stages,
+        ).to(memory_format=torch.channels_last)  # fmt: skip
+        self.freeze_encoder_epochs, self.freeze_stages = arguments.freeze_encoder_epochs, arguments.freeze_stages
 
     @property
     def classes(self) -> int:
@@ -69,18 +67,18 @@ class NYUv2Problem:
         return DataLoader(data, arguments.batch_size, num_workers=arguments.workers, generator=torch.Generator())
 
     def start_epoch(self, epoch: int) -> None:
-        """New augmentations; the encoder frozen or not."""
+        """New augmentations; the encoder frozen as a whole, or its first stages alone."""
         self.train_data.set_epoch(epoch)
-        self.model.trunk.freeze_encoder(epoch < self.freeze_encoder_epochs)
+        trunk = self.model.trunk
+        trunk.freeze(len(trunk.encoder.stages) if epoch < self.freeze_encoder_epochs else self.freeze_stages)
 
-    def represent(self, batch: Batch) -> Tensor:
-        """[B, 3, H, W] -> [B, channels, H/4, W/4]"""
-        features: Tensor = self.model.trunk(batch["image"].to(memory_format=torch.channels_last))
-        return features
+    def represent(self, batch: Batch) -> Any:
+        """[B, 3, H, W] -> a map, or a pytree of maps, as the decoder has it."""
+        return self.model.trunk(batch["image"].to(memory_format=torch.channels_last))
 
-    def loss(self, task: str, features: Tensor, batch: Batch) -> Tensor | None:
+    def loss(self, task: str, features: Any, batch: Batch) -> Tensor | None:
         """The task's loss on its view of the representation, None without a valid pixel."""
-        return OBJECTIVES[task](self.model.heads[task](features, batch["image"].shape[-2:]), batch[task])
+        return self.objectives[task](self.model.heads[task](features, batch["image"].shape[-2:]), batch[task])
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """{"task/metric": value} over the batches."""

@@ -19,8 +19,18 @@ import harness.main
 from harness.arguments import add_arguments, at_least
 
 from nyuv2.data.sample import CLASS_NAMES
+from nyuv2.models.builder import BACKBONES, DECODERS, SEGNET
 from nyuv2.objectives import OBJECTIVES
 from nyuv2.problem import ROOMS, NYUv2Problem
+
+
+def task_weight(text: str) -> tuple[str, float]:
+    """An argparse type: TASK=VALUE with a number ≥ 0."""
+    task, _, value = text.partition("=")
+    try:
+        return task, at_least(0, float)(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"expected TASK=VALUE, found {text!r}") from error
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,9 +48,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--val-count", type=at_least(1), help=f"use so many validation samples (default: {ROOMS['val']} rooms, or all there are)"
     )
     own.add_argument("--augment", action="store_true", help="random crops, flips and colors: for long runs")
-    own.add_argument("--channels", type=at_least(1), default=128, help="width of the shared representation")
+    own.add_argument("--backbone", choices=(*BACKBONES, SEGNET), default="mobilenetv2", help="the encoder that all tasks share")
+    own.add_argument(
+        "--decoder",
+        choices=tuple(DECODERS),
+        help="refinenet: one shared map (the default of mobilenetv2); fpn: a shared pyramid (of the other backbones); queries: fpn "
+        "and a transformer decoder a task; mtan: attention a task (of segnet, alone)",
+    )
+    own.add_argument("--channels", type=at_least(1), help="width of the shared representation (default: 128; segnet: 64)")
     own.add_argument("--pretrained", action="store_true", help="start from ImageNet weights (downloaded once)")
+    own.add_argument("--freeze-stages", type=at_least(0), default=0, metavar="N", help="never train the encoder's first N stages")
     own.add_argument("--freeze-encoder-epochs", type=at_least(0), default=0, help="train only decoder and heads at first")
+    own.add_argument("--depth-loss", choices=tuple(OBJECTIVES["depth"]), default="l1")
+    own.add_argument("--normal-loss", choices=tuple(OBJECTIVES["normal"]), default="cosine")
+    own.add_argument("--loss-weights", type=task_weight, nargs="+", default=[], metavar="TASK=VALUE",
+                     help="fixed factors on losses, before any --balancer")  # fmt: skip
     add_arguments(parser, lr=3e-3, clip_norm=1.0)
     return parser
 

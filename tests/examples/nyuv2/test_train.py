@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,11 @@ from harness.checkpoint import load_checkpoint
 from harness.log import read_log
 from matplotlib.image import imread
 from nyuv2 import train
+from nyuv2.models import builder
+from nyuv2.models.builder import BACKBONES
 from nyuv2.pictures import palette
 from nyuv2.problem import NYUv2Problem
+from torchvision.models import VisionTransformer
 
 TRAIN = Path(__file__).parents[3] / "examples/nyuv2/train.py"
 TINY = (
@@ -198,3 +203,36 @@ def test_real_images_are_learned(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["val/segmentation/pixel_accuracy"] > metrics["floor/segmentation/pixel_accuracy"]
     assert metrics["val/depth/absolute_error_m"] < metrics["floor/depth/absolute_error_m"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--backbone", "resnet50", "--freeze-stages", "1", "--depth-loss", "berhu", "--normal-loss", "l1"),
+        ("--backbone", "swin_t", "--decoder", "queries", "--form", "detach", "--depth-loss", "silog"),
+        ("--backbone", "vit_b_16", "--loss-weights", "depth=2", "normal=0.5"),
+        ("--backbone", "segnet", "--deterministic"),
+        ("--backbone", "mobilenetv2", "--decoder", "fpn"),
+    ],
+    ids=lambda options: options[1],
+)
+def test_every_backbone_trains_a_step(
+    tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """Of ViT, a small one: a checkpoint of vit_b_16 takes a gigabyte."""
+    request.addfinalizer(lambda: torch.use_deterministic_algorithms(False))
+    small = partial(VisionTransformer, image_size=64, patch_size=16, num_layers=4, num_heads=2, hidden_dim=16, mlp_dim=32)
+    vit = replace(BACKBONES["vit_b_16"], network=lambda weights: small())
+    monkeypatch.setitem(builder.BACKBONES, "vit_b_16", vit)
+    counts = ("--train-count", "2", "--val-count", "1", "--epochs", "1", "--channels", "8", "--size", "32", "64")
+    assert _train(tmp_path / "run", *counts, "--tasks", "segmentation", "depth", "normal", *options) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert all(np.isfinite(metrics[f"loss/{task}"]) for task in ("segmentation", "depth", "normal"))
+
+
+@pytest.mark.parametrize("text", ["depth", "depth=much", "depth=-1"])
+def test_loss_weights_that_are_none_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    with pytest.raises(SystemExit):
+        _train(tmp_path / "run", "--loss-weights", text)
+    assert "--loss-weights: expected" in capsys.readouterr().err
