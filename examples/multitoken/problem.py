@@ -92,9 +92,9 @@ class MultiTokenProblem(FutureTokens):
         """How far the heads carry greedy decoding."""
         _, written = self.sample
         told = (
-            f"After half a window of validation text, {len(written.text)} bytes (pictures/sample.txt) took {written.passes} passes of "
-            f"the model: {written.bytes_per_pass:.2f} bytes a pass, of {len(self.tasks)} at most. The other heads draft, and what the "
-            "first head would not have written itself is dropped, so the text is that of next-byte decoding."
+            f"After half a window of validation text, {len(written.text)} bytes (pictures/sample.txt) took {written.passes} passes "
+            f"of the model: {written.bytes_per_pass:.2f} bytes a pass, of {len(self.tasks)} at most. The other heads draft, and "
+            "what the first head would not have written itself is dropped, so the text is that of next-byte decoding."
         )
         return [("Writing with the extra heads", [told])]
 
