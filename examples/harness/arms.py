@@ -50,6 +50,9 @@ def plan(arms: Sequence[str], seeds: Sequence[int], tasks: Sequence[str]) -> lis
 
     "single" is one run for each of `tasks` alone: the baseline of Δm.
     """
+    for option, given in (("--arms", arms), ("--seeds", seeds)):
+        if twice := [value for value in given if list(given).count(value) > 1]:
+            raise RunError(f"{option} {twice[0]}: given twice; name each once.")
     options: dict[str, tuple[str, ...]] = {}
     for arm in arms:
         if arm != SINGLE:

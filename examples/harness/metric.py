@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+SUFFIXES = {" m": "_m", " px": "_px", "°": "_deg"}  # how names in files end, by the unit that they stand for
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -26,8 +28,8 @@ class Metric:
 
     @property
     def words(self) -> str:
-        """What it measures, in words."""
-        return self.name.partition("/")[2].replace("_", " ")
+        """What it measures, in words, without the unit."""
+        return self.name.partition("/")[2].removesuffix(SUFFIXES.get(self.unit, "")).replace("_", " ")
 
     @property
     def higher_is_better(self) -> bool:

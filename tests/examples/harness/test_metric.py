@@ -38,4 +38,6 @@ def test_better_is_higher_for_accuracies_and_lower_for_errors() -> None:
     assert not accuracy.beats(0.5, 0.5)
     assert error.beats(0.4, 0.5)
     assert not error.beats(0.5, 0.5)
+    assert (error.task, error.words) == ("depth", "absolute error")
+    assert METRICS[3].words == "mean angle"
     assert (accuracy.task, accuracy.words) == ("segmentation", "pixel accuracy")
