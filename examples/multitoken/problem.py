@@ -1,9 +1,10 @@
 """Multi-token prediction as the training loop sees it: text, model, losses, metrics and floors."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness.problem import Series
@@ -26,7 +27,7 @@ WRITTEN = 400  # bytes of sample.txt
 class MultiTokenProblem(FutureTokens):
     """See `harness.problem.Problem`. Task `next2` is to name the byte after the next one, and so on."""
 
-    collate = None
+    collate: Callable[[list[Any]], Any] | None = None
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         check_width(arguments.width, arguments.heads)

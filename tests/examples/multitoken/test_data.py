@@ -57,7 +57,7 @@ def test_random_windows_are_a_function_of_seed_epoch_and_index() -> None:
         return {index: torch.cat([data[index]["input"], data[index]["target"][-3:]]) for index in order}
 
     first = draw(1, 2, list(range(20)))
-    torch.rand(3), np.random.rand(3)  # type: ignore[func-returns-value]  # global random states have no say
+    torch.manual_seed(99)  # the global random state has no say
     again = draw(1, 2, list(range(19, -1, -1)))
     assert all(torch.equal(first[index], again[index]) for index in first)
     assert len({tuple(sample.tolist()) for sample in first.values()}) == 20

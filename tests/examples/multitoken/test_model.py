@@ -1,11 +1,13 @@
 """No output looks ahead, what heads share stands behind the trunk, and the detached step is the sum of the losses."""
 
 import copy
+from typing import cast
 
 import pytest
 import torch
 from harness.errors import RunError
 from harness.precision import Precision
+from harness.problem import Problem
 from harness.step import SurgicalStep
 from multitoken.data.windows import IGNORE, window
 from multitoken.model import MultiTokenModel, check_width
@@ -111,7 +113,9 @@ def test_one_head_after_the_other_gives_the_gradients_of_the_summed_loss(form: s
     problem = FutureTokens(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     surgery = gs.GradientAggregator("sum", tasks=problem.tasks)
-    step = SurgicalStep(problem, surgery, None, optimizer, Precision("off", torch.device("cpu")), form=form, clip_norm=0.0)  # type: ignore[arg-type]
+    step = SurgicalStep(
+        cast(Problem, problem), surgery, None, optimizer, Precision("off", torch.device("cpu")), form=form, clip_norm=0.0
+    )
     losses = step(batch).losses
     assert float(sum(losses.values())) == pytest.approx(total.item(), rel=1e-12)
     for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
