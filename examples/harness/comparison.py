@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.arguments import saved_arguments
 from harness.arms import Run
 from harness.checkpoint import atomic_write
 from harness.delta import delta_m
 from harness.errors import RunError
 from harness.log import read_log
 from harness.metric import Metric
-from harness.run_folder import RunFolder, read_json
+from harness.run_folder import RunFolder
 from harness.run_table import Row, read_table
 
 DELTA = Metric("all/Δm", unit=" %")
@@ -64,7 +65,7 @@ def collect(runs: Sequence[Run], out: Path) -> list[Finished]:
         folder = RunFolder.existing(run.folder(out))
         if not folder.table.is_file():
             continue
-        arguments = read_json(folder.config)["arguments"]
+        arguments = saved_arguments(folder)
         firsts.setdefault(run.alone, (folder.path, arguments))
         for alone, (first, others) in firsts.items():
             names = (arguments.keys() | others.keys()) - OWN - ({"tasks"} if alone or run.alone else set())

@@ -98,3 +98,20 @@ def test_scores_of_single_tasks_are_not_drawn_beside_means_over_tasks(tmp_path: 
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
     plot_scores(collect(runs, tmp_path), tmp_path, tmp_path / "scores.png", title="t")
     assert drawn[0].axes[0].get_legend_handles_labels()[1] == ["equal"]
+
+
+def test_a_configuration_or_table_that_is_damaged_is_named(tmp_path: Path) -> None:
+    (run,) = plan(["equal"], [0], [])
+    _finish(run, tmp_path, _values())
+    folder = run.folder(tmp_path)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(RunError, match=r"config\.json: expected an object under 'arguments'"):
+        collect([run], tmp_path)
+    (folder / "config.json").unlink()
+    with pytest.raises(RunError, match=r"config\.json: cannot be read \(No such file"):
+        collect([run], tmp_path)
+    (folder / "config.json").write_text('{"arguments": {}}')
+    for damaged in ("", "arm,mean\n", "metric,best,unit,primary,floor,value\nkind/accuracy\n"):
+        (folder / "table.csv").write_text(damaged)
+        with pytest.raises(RunError, match=r"table\.csv: not a table of a finished run"):
+            collect([run], tmp_path)
