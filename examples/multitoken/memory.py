@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (a.out / "memory.md").write_text(document)
     write_json(a.out / "memory.json", {"sizes": [asdict(size) for size in sizes], "rows": [asdict(row) for row in rows]})
     plot(rows, a.out / "memory.png")
-    console.print(document, highlight=False, markup=False)
+    console.print(document, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
