@@ -4,8 +4,9 @@
         -- --tasks segmentation depth --epochs 20
 
 Behind -- stand the trainer's own options, the same for every run. An arm is a method, a balancer, METHOD+BALANCER, "equal" (summed
-losses), or "single" (each task alone, the baseline of Δm). The same command again goes on where the last one stopped. --out then
-holds the run folders ARM/seed-N, their output in logs/, table.md, table.csv, metrics.png and scores.png.
+losses), or "single" (each task alone, the baseline of Δm). The same command again, with more arms or seeds if you like, goes on
+where the last one stopped. --out then holds the run folders ARM/seed-N, their output in logs/, table.md, table.csv, metrics.png,
+scores.png, and in comparison.json the trainer and its options.
 """
 
 import argparse
@@ -16,13 +17,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from harness.arguments import at_least
 from harness.arms import Run, plan
 from harness.checkpoint import atomic_write
-from harness.comparison import Finished, collect, markdown, summarize, write_csv
+from harness.comparison import Finished, collect, explanation, markdown, summarize, write_csv
 from harness.comparison_plots import plot_metrics, plot_scores
 from harness.errors import RunError
-from harness.run_folder import RunFolder
+from harness.interrupt import Interrupt
+from harness.run_folder import RunFolder, read_json, write_json
 from rich.console import Console
 from rich.progress import Progress
 
@@ -37,13 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("trainer", choices=TRAINERS)
     parser.add_argument("--arms", nargs="+", required=True, metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0, 1, 2])
-    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs side by side; they share the CPU's cores evenly")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="runs side by side; they share torch's threads evenly")
     parser.add_argument("--out", type=Path, required=True)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, collect, show; returns the exit status: 0, 1 for an error or a run that failed, 130 after Ctrl-C."""
+    """Train, collect, show; returns the exit status: 0, 1 for an error or a run that failed, 128 + n after signal n."""
     given = list(sys.argv[1:] if argv is None else argv)
     cut = given.index("--") if "--" in given else len(given)
     arguments = build_parser().parse_args(given[:cut])
@@ -54,35 +57,73 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise RunError(
                 f"{' '.join(taken)}: expected before --, by --arms, --seeds or --out, found behind it; leave it out there."
             )
-        runs = plan(arguments.arms, arguments.seeds, _tasks(options))
-        failed = train(arguments.trainer, runs, options, arguments.out, arguments.jobs, console)
-        finished = collect(runs, arguments.out)
-        if finished:
-            show(finished, arguments.trainer, arguments.out, console)
-        for run in failed:
+        tasks, lasting = read_options(options)
+        runs = plan(arguments.arms, arguments.seeds, tasks)
+        open_comparison(arguments.out, arguments.trainer, lasting)
+        with Interrupt() as interrupt:
+            failed = train(arguments.trainer, runs, options, arguments.out, arguments.jobs, console, interrupt)
+        if interrupt.signal is not None:
+            print("Interrupted; what the runs reached is kept, and the same command goes on from there.", file=sys.stderr)
+            return 128 + interrupt.signal
+        show(collect(runs, arguments.out), arguments.trainer, arguments.out, console)
+        for run, status in failed.items():
             log = _log(run, arguments.out)
             last = (log.read_text(errors="replace").strip().splitlines() or ["no output"])[-1]
-            print(f"error: {run.arm}, seed {run.seed}: {last} (all of it in {log})", file=sys.stderr)
+            killed = f"killed by signal {-status}; its last line: " if status < 0 else ""
+            print(f"error: {run.arm}, seed {run.seed}: {killed}{last} (all of it in {log})", file=sys.stderr)
         return 1 if failed else 0
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("Interrupted; finished runs are kept, and the same command goes on with the rest.", file=sys.stderr)
+    except KeyboardInterrupt:  # while no run is active, or the second
+        print("Interrupted; the same command goes on.", file=sys.stderr)
         return 130
 
 
-def train(trainer: str, runs: Sequence[Run], options: Sequence[str], out: Path, jobs: int, console: Console) -> list[Run]:
-    """Train every run that is not finished, `jobs` at a time, and return those that failed."""
-    waiting = [run for run in runs if not RunFolder.existing(run.folder(out)).table.is_file()]
+def read_options(options: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The tasks that the trainer's options name, and those options that --out stands for: all but --device and --workers."""
+    machine = argparse.ArgumentParser(add_help=False)
+    machine.add_argument("--device")
+    machine.add_argument("--workers")
+    lasting = machine.parse_known_args(options)[1]
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--tasks", nargs="+", default=[])
+    return parser.parse_known_args(options)[0].tasks, lasting
+
+
+def open_comparison(out: Path, trainer: str, options: Sequence[str]) -> None:
+    """Make --out, or check that it is of the same trainer and options, as finished runs in it are taken as they are.
+
+    Raises:
+        RunError: it is a file, or of others.
+    """
+    file, asked = out / "comparison.json", {"trainer": trainer, "options": list(options)}
+    if out.exists() and not out.is_dir():
+        raise RunError(f"--out {out}: expected a folder, found a file; choose another name.")
+    if file.is_file():
+        if (found := read_json(file)) != asked:
+            was = f"{found.get('trainer')} -- {' '.join(map(str, found.get('options', [])))}".strip()
+            raise RunError(
+                f"--out {out}: holds a comparison of {was}, now asked for {trainer} -- {' '.join(options)}".rstrip()
+                + "; repeat those options, or choose another --out."
+            )
+        return
     (out / "logs").mkdir(parents=True, exist_ok=True)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    write_json(file, asked)
+
+
+def train(
+    trainer: str, runs: Sequence[Run], options: Sequence[str], out: Path, jobs: int, console: Console, interrupt: Interrupt
+) -> dict[Run, int]:
+    """Train every run that is not finished, `jobs` at a time, until a signal; returns those that failed and their exit status."""
+    waiting = [run for run in runs if not RunFolder.existing(run.folder(out)).table.is_file()]
+    threads = max(1, torch.get_num_threads() // jobs)
     active: dict[Run, subprocess.Popen[bytes]] = {}
-    failed: list[Run] = []
+    failed: dict[Run, int] = {}
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("runs", total=len(runs), completed=len(runs) - len(waiting))
         try:
-            while waiting or active:
+            while (waiting or active) and interrupt.signal is None:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
                     console.print(f"{run.arm}, seed {run.seed}: {'resumes' if _begun(run, out) else 'starts'}", highlight=False)
@@ -92,7 +133,7 @@ def train(trainer: str, runs: Sequence[Run], options: Sequence[str], out: Path, 
                         del active[run]
                         progress.advance(bar)
                         if process.returncode != 0:
-                            failed.append(run)
+                            failed[run] = process.returncode
                 time.sleep(0.1)
         finally:  # the trainers write a checkpoint on SIGTERM
             for process in active.values():
@@ -103,9 +144,14 @@ def train(trainer: str, runs: Sequence[Run], options: Sequence[str], out: Path, 
 
 
 def show(finished: Sequence[Finished], trainer: str, out: Path, console: Console) -> None:
-    """Write table.md, table.csv and the pictures, and print the table."""
+    """Write table.md, table.csv and the pictures, and print the table; nothing while only runs of a task alone are finished."""
     metrics, summaries = summarize(finished)
+    if not summaries:
+        console.print("No run of several tasks is finished yet, so there is nothing to compare.", highlight=False, soft_wrap=True)
+        return
     text = markdown(metrics, summaries)
+    if sentence := explanation(finished):
+        text += f"\n{sentence}\n"
     with atomic_write(out / "table.md") as file:
         file.write(text.encode())
     write_csv(out / "table.csv", metrics, summaries)
@@ -127,16 +173,12 @@ def _start(trainer: str, run: Run, options: Sequence[str], out: Path, threads: i
     command = [sys.executable, str(EXAMPLES / trainer / "train.py"), *options, *run.options, "--seed", str(run.seed),
                "--out", str(run.folder(out)), *(["--resume"] if _begun(run, out) else [])]  # fmt: skip
     with open(_log(run, out), "ab") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-
-
-def _tasks(options: Sequence[str]) -> list[str]:
-    """What follows --tasks."""
-    if "--tasks" not in options:
-        return []
-    behind = options[options.index("--tasks") + 1 :]
-    end = next((index for index, option in enumerate(behind) if option.startswith("-")), len(behind))
-    return list(behind[:end])
+        # In a session of its own: Ctrl-C in a terminal would reach the trainer too, and the SIGTERM that follows from here would
+        # then be its second signal, which ends it before the checkpoint.
+        return subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -90,9 +90,7 @@ def open_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tup
     folder = RunFolder(arguments.out, resume=arguments.resume)
     if not arguments.resume:
         return arguments, folder
-    saved = read_json(folder.config).get("arguments")
-    if not isinstance(saved, dict):
-        raise RunError(f"{folder.config}: expected an object under 'arguments'; start the run in another folder.")
+    saved = saved_arguments(folder)
     parser.set_defaults(**{name: value for name, value in saved.items() if name not in FREE_ON_RESUME})
     repeated = parser.parse_args(argv)
     changed = [
@@ -103,6 +101,14 @@ def open_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tup
     if changed:
         raise RunError(f"--resume: {'; '.join(changed)}. Leave them out, or start a new run in another --out.")
     return repeated, folder
+
+
+def saved_arguments(folder: RunFolder) -> dict[str, Any]:
+    """The arguments in a run's config.json; RunError where there are none."""
+    saved = read_json(folder.config).get("arguments")
+    if not isinstance(saved, dict):
+        raise RunError(f"{folder.config}: expected an object under 'arguments'; start the run in another folder.")
+    return saved
 
 
 def portable(value: Any) -> Any:

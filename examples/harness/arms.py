@@ -19,6 +19,11 @@ class Run:
     seed: int
     options: tuple[str, ...]
 
+    @property
+    def alone(self) -> bool:
+        """It trains one task, for the baseline of Δm."""
+        return self.arm.startswith(f"{SINGLE}-")
+
     def folder(self, out: Path) -> Path:
         return out / self.arm / f"seed-{self.seed}"
 

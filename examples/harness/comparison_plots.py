@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from harness.comparison import Finished, Summary, heading
 from harness.log import read_log
 from harness.metric import Metric
 from harness.plots import COLORS
 from harness.run_folder import RunFolder
+
+STYLES = ("-", "--", ":", "-.")  # of the lines, one after the other as the colors are used up
 
 
 def plot_metrics(metrics: Sequence[Metric], summaries: Mapping[str, Mapping[str, Summary]], path: Path, *, title: str) -> None:
@@ -36,21 +39,25 @@ def plot_metrics(metrics: Sequence[Metric], summaries: Mapping[str, Mapping[str,
 
 
 def plot_scores(finished: Sequence[Finished], out: Path, path: Path, *, title: str) -> None:
-    """The validation score of every arm over the steps: the mean over its seeds, and the band from the lowest to the highest."""
+    """The validation score of every arm over the steps: the mean over its seeds, and the band from the lowest to the highest.
+
+    Runs of a task alone are left out: the score is a mean over tasks, and theirs over other ones.
+    """
     by_arm: dict[str, list[dict[int, float]]] = {}
-    for one in finished:
+    for one in (one for one in finished if not one.run.alone):
         scores = read_log(RunFolder.existing(one.run.folder(out)).log)["score"]
         by_arm.setdefault(one.run.arm, []).append(scores)
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     axes.set_title(title)
-    for (arm, series), color in zip(by_arm.items(), _cycle(len(by_arm)), strict=True):
+    for place, ((arm, series), color) in enumerate(zip(by_arm.items(), _cycle(len(by_arm)), strict=True)):
         steps = sorted(set.intersection(*(set(one) for one in series)))
         values = np.array([[one[step] for step in steps] for one in series])
-        axes.plot(steps, values.mean(0), color=color, label=arm)
+        axes.plot(steps, values.mean(0), STYLES[place // len(COLORS) % len(STYLES)], color=color, label=arm)
         axes.fill_between(steps, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
     axes.axhline(0, color="black", linewidth=0.8)
     axes.set(xlabel="step", ylabel="share of the floors' error removed")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, dpi=120)

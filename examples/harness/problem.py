@@ -23,11 +23,15 @@ class Problem(Protocol):
     loss_units: dict[str, str]  # task -> what its loss measures, for axis labels
     metrics: tuple[Metric, ...]  # all that evaluate may return
     floors: dict[str, float]  # metric -> what the best answer that looks at no input reaches
-    collate: Callable[[list[Any]], Any] | None  # samples -> batch; None: torch's own way
 
     @property
     def model(self) -> MultiTaskModel:
-        """What is trained."""
+        """The network that trains."""
+        ...
+
+    @property
+    def collate(self) -> Callable[[list[Any]], Any] | None:
+        """Samples -> batch; None: torch's own way."""
         ...
 
     @property

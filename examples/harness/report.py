@@ -1,6 +1,7 @@
 """What a finished run shows: metrics.json, table.csv, the pictures and the note."""
 
 import argparse
+import math
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -24,7 +25,8 @@ def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFol
     log = read_log(folder.log)
     last = {name: series[max(series)] for name, series in log.items() if series}
     scores = log["score"]
-    best_step = max(scores, key=scores.__getitem__)
+    # As early stopping sees it: NaN is never better, and the first of equals counts.
+    best_step = max(scores, key=lambda step: -math.inf if math.isnan(scores[step]) else scores[step])
     best = {"best/score": scores[best_step], "best/epoch": log["epoch"][best_step] + 1}
     write_json(folder.metrics, {**last, **{f"floor/{name}": value for name, value in problem.floors.items()}, **best})
     title = f"{problem.name}, {arguments.method}, balancer {arguments.balancer}"
@@ -36,7 +38,6 @@ def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFol
     problem.draw(folder.pictures)
     measured = [metric for metric in problem.metrics if f"val/{metric.name}" in last and metric.name in problem.floors]
     rows = [Row(metric, problem.floors[metric.name], last[f"val/{metric.name}"]) for metric in measured]
-    write_table(folder.table, rows)
     shown = [
         [row.metric.name, f"{row.floor:.4f}", f"{row.value:.4f}", "yes" if row.metric.beats(row.value, row.floor) else "no"]
         for row in rows
@@ -44,6 +45,7 @@ def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFol
     console.print(table("Validation after the last epoch", ["metric", "floor", "model", "better"], shown))
     with atomic_write(folder.note) as file:
         file.write(_note(problem, arguments, log, last, best, place).encode())
+    write_table(folder.table, rows)  # at last: a comparison takes a run that has it for finished
     console.print(f"Run folder: {folder.path} (note.md, metrics.json, pictures/)", highlight=False, soft_wrap=True)
 
 

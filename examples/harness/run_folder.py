@@ -65,6 +65,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read what `write_json` wrote; RunError when it is not a JSON object."""
     try:
         content = json.loads(path.read_text())
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}); restore it or start the run in another folder.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path}: not valid JSON ({error}); restore it or start the run in another folder.") from error
     if not isinstance(content, dict):

@@ -38,12 +38,15 @@ def read_table(path: Path) -> list[Row]:
     """Read what `write_table` wrote; RunError when it is something else."""
     try:
         with open(path, newline="", encoding="utf-8") as file:
+            lines = csv.DictReader(file)
+            if tuple(lines.fieldnames or ()) != COLUMNS:
+                raise ValueError(f"its columns are {lines.fieldnames}")
             return [
                 Row(Metric(line["metric"], float(line["best"]), line["unit"], line["primary"] == "1"),
                     float(line["floor"]), float(line["value"]))
-                for line in csv.DictReader(file)
+                for line in lines
             ]  # fmt: skip
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, csv.Error) as error:
         raise RunError(
             f"{path}: not a table of a finished run ({error!r}); delete the run's folder or restore the file."
         ) from error

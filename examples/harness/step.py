@@ -17,7 +17,8 @@ from harness.problem import Problem
 def make_surgery(problem: Problem, arguments: argparse.Namespace) -> gs.GradientAggregator:
     """The aggregator that --method and --method-option name."""
     try:
-        known = {"diagnostics": True} if "diagnostics" in gs.methods()[arguments.method].options else {}  # the log shows K
+        diagnosed = "diagnostics" in gs.methods()[arguments.method].options
+        known: dict[str, Any] = {"diagnostics": True} if diagnosed else {}  # the log shows K
         surgery = gs.GradientAggregator(arguments.method, tasks=problem.tasks, **known | dict(arguments.method_option))
         # Some methods want more tasks than there are; they say so here, and not in the first step.
         gs.aggregate(torch.eye(len(problem.tasks)), surgery.method, losses=[1.0] * len(problem.tasks))

@@ -147,7 +147,7 @@ class Training:
         ]  # fmt: skip
 
     def _measurements(self, result: StepResult) -> dict[str, float]:
-        """One training row: reads the step's statistics, the only place where the loop waits for the device."""
+        """One training row: reads the step's statistics, which wait for the device (as losses may, to find absent tasks)."""
         values = {"lr": float(self.scheduler.get_last_lr()[0])}
         values |= {f"loss/{task}": loss.item() for task, loss in result.losses.items()}
         if result.losses:

@@ -67,7 +67,7 @@ def silog_depth(prediction: Tensor, target: Tensor, lam: float = 0.85) -> Tensor
     mean = d.sum() / count
     variance = (d - mean).where(valid, 0.0).square().sum() / count
     square = variance + (1 - lam) * mean.square()
-    return torch.where(square > 0, square, 1.0).sqrt() * (square > 0)
+    return torch.where(square == 0, 1.0, square).sqrt() * (square != 0)  # NaN stays NaN
 
 
 def cosine_normal(prediction: Tensor, target: Tensor) -> Tensor | None:

@@ -48,7 +48,9 @@ def plot_predictions(data: NYUv2Dataset, model: nn.Module, tasks: Sequence[str],
     figure.suptitle(f"{data.info.name}: validation samples, truth and prediction")
     grid = figure.subplots(len(batch), columns, squeeze=False)
     largest = max((float(sample["depth"].max()) for sample in batch if "depth" in sample), default=1.0)
-    depth_title = f"depth [{data.info.depth.unit}]" if data.info.depth.unit else "inverse depth"
+    depth_title = ("inverse " if data.info.depth.inverse else "") + "depth"
+    depth_title += f" [{data.info.depth.unit}]" if data.info.depth.unit else ""
+    beyond = "depth" in prediction and float(prediction["depth"].max()) > largest
     present: set[int] = set()
     scale: Any = None
     for row, sample in enumerate(batch):
@@ -75,7 +77,9 @@ def plot_predictions(data: NYUv2Dataset, model: nn.Module, tasks: Sequence[str],
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
     if scale is not None:
-        figure.colorbar(scale, ax=grid, location="right", shrink=0.6, label=depth_title, pad=0.01)
+        figure.colorbar(
+            scale, ax=grid, location="right", shrink=0.6, label=depth_title, pad=0.01, extend="max" if beyond else "neither"
+        )
     if present:
         colors = palette(classes)
         handles = [Patch(color=colors[index], label=data.info.classes[index]) for index in sorted(present)]

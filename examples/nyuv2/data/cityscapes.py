@@ -108,7 +108,8 @@ def _depth(files: dict[str, Path]) -> Array:
         return disparity
     product = np.float32(_baseline_times_focal_length(files["camera"]))
     metres = np.divide(product, disparity, out=np.zeros_like(disparity), where=disparity > 0)
-    return np.where(metres <= _FARTHEST, metres, np.float32(0))
+    near: Array = np.where(metres <= _FARTHEST, metres, np.float32(0))
+    return near
 
 
 def _baseline_times_focal_length(path: Path) -> float:

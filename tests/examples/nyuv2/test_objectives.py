@@ -58,6 +58,16 @@ def test_one_minus_cosine_over_valid_pixels() -> None:
 
 EVERY = [pytest.param(task, loss, id=f"{task}-{name}") for task, losses in OBJECTIVES.items() for name, loss in losses.items()]
 
+
+@pytest.mark.parametrize(("task", "loss"), EVERY)
+def test_a_diverged_prediction_shows_in_the_loss(task: str, loss: Objective) -> None:
+    channels = {"segmentation": 3, "depth": 1, "normal": 3, "instance": 2}[task]
+    target = torch.zeros(1, 2, 2, dtype=torch.int64) if task == "segmentation" else torch.full((1, channels, 2, 2), 0.5)
+    value = loss(torch.full((1, channels, 2, 2), math.nan), target)
+    assert value is not None
+    assert value.isnan()
+
+
 TARGETS = {  # [2, ·, 3, 4] with invalid pixels in the first two rows, of the one image, and everywhere in the other
     "segmentation": torch.arange(24).view(2, 3, 4) % 5,
     "depth": 0.5 + torch.arange(24.0).view(2, 1, 3, 4),
