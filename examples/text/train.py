@@ -18,18 +18,11 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least
+from harness.arguments import add_arguments, at_least, share
 
 from text.data import COUNTS, TASKS
 from text.data.sources import HELD_OUT
 from text.problem import TextProblem
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, found {text}")
-    return value
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--max-words", type=at_least(1), default=64, help="texts are cut after so many words")
     own.add_argument("--embedding", type=at_least(1), default=32, help="length of a word's vector")
     own.add_argument("--width", type=at_least(1), default=32, help="length of the LSTM's state, in each direction")
-    own.add_argument("--dropout", type=_share, default=0.2, help="share of embeddings and of the representation")
+    own.add_argument("--dropout", type=share, default=0.2, help="share of embeddings and of the representation")
     add_arguments(parser, epochs=10, batch_size=32, lr=5e-3)
     return parser
 

@@ -57,6 +57,22 @@ def test_resume_with_other_arguments_is_refused(tmp_path: Path) -> None:
         open_run(_parser(), ["--out", str(tmp_path / "run"), "--resume", "--epochs", "4", "--size", "64", "64", "--lr", "0.5"])
 
 
+def test_repeatable_options_may_be_repeated_on_resume(tmp_path: Path) -> None:
+    options = ("--method", "cagrad", "--method-option", "c=0.4", "--method-option", "rescale=1", "--balancer", "uw",
+               "--balancer-option", "initial_log_vars=(0.0, 1.0)")  # fmt: skip
+    out = ("--out", str(tmp_path / "run"))
+    _started(tmp_path / "run", *options)
+    for given in ((), options):
+        arguments, _ = open_run(_parser(), [*out, *given, "--resume"])
+        assert dict(arguments.method_option) == {"c": 0.4, "rescale": 1}
+        assert [name for name, _ in arguments.balancer_option] == ["initial_log_vars"]
+    with pytest.raises(RunError, match=r"--method-option was \[\['c', 0.4\], .*now \[\('c', 0.5\)\]"):
+        open_run(_parser(), [*out, "--resume", "--method-option", "c=0.5"])
+    first, second = (_parser().parse_args([*out, *given]) for given in (options, ()))
+    assert len(first.method_option) == 2
+    assert second.method_option == []
+
+
 def test_json_has_no_nan_and_bad_json_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_json(path, {"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": Path("x")}})
