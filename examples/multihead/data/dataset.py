@@ -31,7 +31,7 @@ class ProductDataset(Dataset[dict[str, Tensor]]):
         self._targets: dict[str, Tensor] = {}
         for task, target in targets.items():
             codes = [None if record[task] is None else target.encode(record[task]) for record in source.labels]
-            self._targets[task] = torch.tensor([0.0 if code is None else code for code in codes])
+            self._targets[task] = torch.tensor([0.0 if code is None else code for code in codes], dtype=torch.float32)
             self._targets[f"{task}/known"] = torch.tensor([code is not None for code in codes])
         self._kept: list[Tensor] | None = None
         if len(source) * 3 * size * size <= KEPT_BYTES:
