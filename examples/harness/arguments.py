@@ -41,6 +41,11 @@ def share(text: str) -> float:
     return value
 
 
+def generated_or_path(text: str) -> str | Path:
+    """An argparse type of data: "generated", or a path."""
+    return text if text == "generated" else Path(text)
+
+
 class _Repeatable(argparse.Action):
     """argparse's "append", but what the command line names replaces the default, which a resumed run takes from its first start."""
 
@@ -123,10 +128,10 @@ def open_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tup
 
 
 def portable(value: Any) -> Any:
-    """`value` as JSON gives it back."""
+    """`value` as JSON gives it back, paths absolute: a run may be resumed from another folder than it was started in."""
     if isinstance(value, (list, tuple)):
         return [portable(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def configuration(arguments: argparse.Namespace) -> dict[str, Any]:
