@@ -23,8 +23,12 @@ class Problem(Protocol):
     loss_units: dict[str, str]  # task -> what its loss measures, for axis labels
     metrics: tuple[Metric, ...]  # all that evaluate may return
     floors: dict[str, float]  # metric -> what the best answer that looks at no input reaches
-    model: MultiTaskModel
     collate: Callable[[list[Any]], Any] | None  # samples -> batch; None: torch's own way
+
+    @property
+    def model(self) -> MultiTaskModel:
+        """Trunk and heads."""
+        ...
 
     @property
     def train_data(self) -> Dataset[Any]:

@@ -65,7 +65,8 @@ class Shape:
         return [ConvStemConfig(max(8, self.width >> (halvings - index)), 3, 2) for index in range(halvings)]
 
 
-VIT_B_16 = {"patch": 16, "width": 768, "depth": 12, "attention_heads": 12, "stem": "patch"}  # the shape of --backbone vit_b_16
+# The shape of --backbone vit_b_16.
+VIT_B_16: dict[str, Any] = {"patch": 16, "width": 768, "depth": 12, "attention_heads": 12, "stem": "patch"}
 
 
 class Trunk(nn.Module):
@@ -115,6 +116,8 @@ class Head(nn.Sequential):
 
 class ProductModel(MultiTaskModel):
     """Trunk and heads, and with them in every checkpoint what their outputs mean: shape, vocabularies, normalisation."""
+
+    trunk: Trunk
 
     def __init__(self, shape: Shape, targets: Targets, *, dropout: float = 0.0) -> None:
         heads = {task: Head(shape.width, target.outputs) for task, target in targets.items()}

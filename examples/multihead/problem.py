@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness.errors import RunError
@@ -13,6 +14,7 @@ from harness.problem import Series
 from harness.run_folder import RunFolder
 from torch import Tensor
 
+from gradsurgery.balancers.uncertainty import Kind
 from multihead.data import NUMBERS, GeneratedProducts, JsonProducts, ProductDataset, Source
 from multihead.floors import ConstantAnswer
 from multihead.metrics import TaskMetrics, metrics_of
@@ -28,10 +30,9 @@ PRODUCTS = {"train": 1600, "val": 200}  # how many are generated where the comma
 class ProductProblem:
     """See `harness.problem.Problem`."""
 
-    collate = None
-
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.tasks = tuple(arguments.tasks)
+        self.collate: Callable[[list[Any]], Any] | None = None
+        self.tasks: tuple[str, ...] = tuple(arguments.tasks)
         if len(set(self.tasks)) < len(self.tasks):
             raise RunError(f"--tasks {' '.join(self.tasks)}: expected every task once.")
         binned = arguments.numbers == "binned"
@@ -49,7 +50,7 @@ class ProductProblem:
         self.train_data = ProductDataset(train, self.targets, size=shape.size, augment=arguments.augment, seed=arguments.seed)
         self.val_data = ProductDataset(val, self.targets, size=shape.size, augment=False, seed=arguments.seed)
         self.name, self.unit = train.name, train.unit
-        self.kinds = tuple(target.kind for target in self.targets.values())
+        self.kinds: tuple[Kind, ...] = tuple(target.kind for target in self.targets.values())
         self.loss_units = {task: target.loss_unit for task, target in self.targets.items()}
         self.metrics = tuple(m for task, target in self.targets.items() for m in metrics_of(task, target, self.unit))
         self.answer = ConstantAnswer(self.train_data, self.targets)

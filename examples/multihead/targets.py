@@ -6,7 +6,7 @@ Everything here is fitted on the training set, travels with the model's weights 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, ClassVar, cast
@@ -108,7 +108,7 @@ class Binned:
 
 Target = Vocabulary | Standardised | Binned
 Targets = Mapping[str, Target]
-_TYPES: dict[str, type[Vocabulary] | type[Standardised] | type[Binned]] = {
+_TYPES: dict[str, Callable[..., Target]] = {
     "vocabulary": Vocabulary, "standardised": Standardised, "binned": Binned,
 }  # fmt: skip
 

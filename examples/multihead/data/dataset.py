@@ -37,7 +37,7 @@ class ProductDataset(Dataset[dict[str, Tensor]]):
         if len(source) * 3 * size * size <= KEPT_BYTES:
             self._kept = [source.load(index, size) for index in range(len(source))]
         # In shared memory, so that the workers of a persistent loader see set_epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random views of the coming epoch; call it before iterating over the loader."""

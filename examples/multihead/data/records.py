@@ -11,7 +11,7 @@ from harness.errors import DataError, MissingDataError
 from torch import Tensor
 
 from multihead.data.images import read_image
-from multihead.data.labels import CLASSES, TASKS, Label
+from multihead.data.labels import CLASSES, TASKS, Label, Labels
 
 LARGEST = torch.finfo(torch.float32).max
 
@@ -34,7 +34,7 @@ class JsonProducts:
         self.name = path.resolve().parent.name
         records = _parse(path)
         self._chosen = _spread(len(records), count)
-        self.labels = tuple(
+        self.labels: tuple[Labels, ...] = tuple(
             {task: _label(records[at][task], task, self._origin(index)) for task in TASKS} for index, at in enumerate(self._chosen)
         )
         self._images = [self._image(records[at]["image"], path.parent, index) for index, at in enumerate(self._chosen)]
