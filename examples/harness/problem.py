@@ -27,7 +27,7 @@ class Problem(Protocol):
 
     @property
     def model(self) -> MultiTaskModel:
-        """Trunk and heads."""
+        """What is trained."""
         ...
 
     @property

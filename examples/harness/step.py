@@ -51,7 +51,7 @@ class SurgicalStep:
     """losses → balance → surgery on the tasks' gradients → clip → update; FAMO then sees the losses again.
 
     `form` "split" runs one backward through all heads, with surgery at the representation; "detach" one backward for each task, so
-    that one head's activations are alive at a time (with a balancer, whose weights need all losses, all heads' are); "parameters"
+    that one head's activations are alive at a time (all heads' are with a balancer whose weights need all losses); "parameters"
     one backward for each task through head and trunk, with surgery on the gradients of the trunk's parameters.
     """
 
@@ -60,6 +60,9 @@ class SurgicalStep:
         self.problem, self.surgery, self.balancer = problem, surgery, balancer
         self.optimizer, self.precision = optimizer, precision
         self.form, self.clip_norm = form, clip_norm
+        self.separable = any(
+            type(balancer) is spec.cls and "separable" in spec.properties for spec in gs.balancers().values()
+        )  # fmt: skip
 
     def __call__(self, batch: Any) -> StepResult:
         """Update the parameters once; a batch in which every task is absent changes nothing."""
@@ -100,9 +103,16 @@ class SurgicalStep:
         for task in self.problem.tasks:
             with self.precision.autocast():
                 loss = self.problem.loss(task, features, batch)
-            if loss is not None:
-                losses[task] = loss if self.balancer else self._propagate(task, loss)
-        if self.balancer and losses:
+            if loss is None:
+                continue
+            if self.balancer is None:
+                losses[task] = self._propagate(task, loss)
+            elif self.separable:
+                self._propagate(task, self.balancer.weighted({task: loss})[task])
+                losses[task] = loss.detach()
+            else:
+                losses[task] = loss
+        if self.balancer is not None and not self.separable and losses:
             for task, term in self.balancer.weighted(losses).items():
                 self._propagate(task, term)
         if losses:

@@ -58,13 +58,18 @@ def _model_of(state: dict[str, Any], path: Path) -> ProductModel:
         ) from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Export; returns the exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the run folder")
     parser.add_argument("--out", type=Path, required=True, help="the file to write")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best by score, or last epoch")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Export; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
     try:
         export(arguments.run, arguments.out, arguments.checkpoint)
     except RunError as error:

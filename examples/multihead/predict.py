@@ -81,15 +81,20 @@ def _line(path: Path, answer: dict[str, Answer]) -> str:
     return f"{path}: {', '.join(parts)}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Predict; returns the exit status: 0, or 1 when anything was left out."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--model", type=Path, required=True, help="what export.py wrote")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--batch-size", type=at_least(1), default=32)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Predict; returns the exit status: 0, or 1 when anything was left out."""
+    arguments = build_parser().parse_args(argv)
     broken: list[Path] = []
     try:
         model = load_exported(arguments.model).to(choose_device(arguments.device))

@@ -19,6 +19,7 @@ from harness.precision import choose_device
 from harness.run_folder import RunFolder, read_json
 
 from multitoken.decoding import write
+from multitoken.model import MultiTokenModel
 from multitoken.problem import build_model
 
 
@@ -32,18 +33,31 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def load_model(run: Path) -> MultiTokenModel:
+    """The best model of a run of train.py.
+
+    Raises:
+        RunError: no such run, none that finished an epoch, or one of another trainer.
+    """
+    folder = RunFolder.existing(run)
+    for file, what in ((folder.config, "the run folder of train.py"), (folder.best, "a run that finished an epoch")):
+        if not file.is_file():
+            raise RunError(f"{run}: expected {what}, found no {file.relative_to(run)}; train first, or name another folder.")
+    weights = load_checkpoint(folder.best)["model"]
+    try:
+        model = build_model(argparse.Namespace(**read_json(folder.config)["arguments"]))
+        model.load_state_dict(weights)
+    except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f"{run}: expected a run of multitoken/train.py; its model cannot be built ({reason}).") from error
+    return model
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Write in both ways and compare; returns the exit status."""
     a = build_parser().parse_args(argv)
     try:
-        folder = RunFolder(a.run, resume=True)
-        saved = read_json(folder.config).get("arguments")
-        try:
-            model = build_model(argparse.Namespace(**saved))
-            model.load_state_dict(load_checkpoint(folder.best)["model"])
-        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-            raise RunError(f"{a.run}: expected a run of multitoken/train.py; its model cannot be built ({error}).") from error
-        model.to(choose_device(a.device))
+        model = load_model(a.run).to(choose_device(a.device))
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 if __name__ == "__main__":  # run as a script: its own folder is on the path, examples/ is what has to be
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -30,6 +31,7 @@ from harness.arguments import at_least
 from harness.errors import RunError
 from harness.plots import COLORS
 from harness.precision import Precision, choose_device
+from harness.problem import Problem
 from harness.run_folder import write_json
 from harness.step import SurgicalStep
 from matplotlib.figure import Figure
@@ -81,7 +83,10 @@ def measure(form: str, tokens: int, sizes: Sizes, method: str, device: torch.dev
     batch = {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)  # its temporaries are of one parameter at a time
     surgery = gs.GradientAggregator(method, tasks=problem.tasks)
-    surgical = SurgicalStep(problem, surgery, None, optimizer, Precision("off", device), form="detach", clip_norm=0.0)
+    # A step asks of a problem no more than its model, tasks, representation and losses.
+    surgical = SurgicalStep(
+        cast(Problem, problem), surgery, None, optimizer, Precision("off", device), form="detach", clip_norm=0.0
+    )
 
     def step() -> None:
         if form == "detach":
@@ -210,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (a.out / "memory.md").write_text(document)
     write_json(a.out / "memory.json", {"sizes": [asdict(size) for size in sizes], "rows": [asdict(row) for row in rows]})
     plot(rows, a.out / "memory.png")
-    console.print(document, highlight=False, markup=False)
+    console.print(document, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -73,6 +73,8 @@ class Head(nn.Module):
 class MultiTokenModel(MultiTaskModel):
     """Trunk and heads; with one task it is an ordinary language model of `layers` + 1 layers."""
 
+    trunk: Trunk
+
     def __init__(
         self, tasks: Sequence[str], *, context: int, width: int, layers: int, attention_heads: int, vocabulary: int = BYTES
     ) -> None:

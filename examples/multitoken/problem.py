@@ -1,9 +1,10 @@
 """Multi-token prediction as the training loop sees it: text, model, losses, metrics and floors."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness.problem import Series
@@ -26,7 +27,7 @@ WRITTEN = 400  # bytes of sample.txt
 class MultiTokenProblem(FutureTokens):
     """See `harness.problem.Problem`. Task `next2` is to name the byte after the next one, and so on."""
 
-    collate = None
+    collate: Callable[[list[Any]], Any] | None = None
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         check_width(arguments.width, arguments.heads)
@@ -65,7 +66,8 @@ class MultiTokenProblem(FutureTokens):
 
     def describe(self) -> str:
         """How many windows, and their length."""
-        return f"{len(self.train_data)} training windows an epoch and {len(self.val_data)} for validation, {self.val_data.context} bytes each"
+        windows = f"{len(self.train_data)} training windows an epoch and {len(self.val_data)} for validation"
+        return f"{windows}, {self.val_data.context} bytes each"
 
     def describe_floor(self) -> str:
         """The frequencies, by the most frequent byte."""
@@ -90,13 +92,12 @@ class MultiTokenProblem(FutureTokens):
     def notes(self, log: Series) -> list[tuple[str, list[str]]]:
         """How far the heads carry greedy decoding."""
         _, written = self.sample
-        return [
-            ("Writing with the extra heads", [
-                f"After half a window of validation text, {len(written.text)} bytes (pictures/sample.txt) took {written.passes} passes "
-                f"of the model: {written.bytes_per_pass:.2f} bytes a pass, of {len(self.tasks)} at most. The other heads draft, and what "
-                "the first head would not have written itself is dropped, so the text is that of next-byte decoding.",
-            ]),
-        ]  # fmt: skip
+        told = (
+            f"After half a window of validation text, {len(written.text)} bytes (pictures/sample.txt) took {written.passes} passes "
+            f"of the model: {written.bytes_per_pass:.2f} bytes a pass, of {len(self.tasks)} at most. The other heads draft, and "
+            "what the first head would not have written itself is dropped, so the text is that of next-byte decoding."
+        )
+        return [("Writing with the extra heads", [told])]
 
 
 def build_model(arguments: argparse.Namespace) -> MultiTokenModel:

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--width", type=at_least(1), default=128, help="of the shared representation")
     own.add_argument("--layers", type=at_least(1), default=3, help="transformer layers of the trunk; each head has one more")
     own.add_argument("--heads", type=at_least(1), default=4, help="attention heads of every layer")
-    add_arguments(parser, form="detach", batch_size=16, lr=2e-3, clip_norm=1.0)
+    add_arguments(parser, form="detach", epochs=2, batch_size=16, lr=2e-3, clip_norm=1.0)
     return parser
 
 

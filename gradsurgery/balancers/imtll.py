@@ -14,7 +14,7 @@ from .registry import register
 @register(
     "imtll",
     paper="Liu et al., Towards Impartial Multi-task Learning, ICLR 2021",
-    properties=("learned", "permutation_equivariant"),
+    properties=("learned", "separable", "permutation_equivariant"),
 )
 class IMTLLoss(Balancer):
     """sum_t exp(s_t) L_t - s_t, with learned log-scales s_t.

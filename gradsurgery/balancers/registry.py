@@ -21,6 +21,7 @@ PROPERTIES = frozenset(
         "updates_after_step",  # learns from update(losses) after the optimizer's step
         "counts_epochs",  # has to be told with end_epoch()
         "random",
+        "separable",  # a task's term, and what is learned, depend on its own loss alone: weighted() may be called task by task
         "positive_losses",  # is defined for positive losses only
         "permutation_equivariant",  # reordering the tasks reorders the weights
         "homogeneous",  # B(s L) = s B(L) for s > 0

@@ -20,7 +20,7 @@ Kind = Literal["regression", "classification"]
 @register(
     "uw",
     paper="Kendall et al., Multi-Task Learning Using Uncertainty to Weigh Losses, CVPR 2018 (arXiv:1705.07115)",
-    properties=("learned", "permutation_equivariant"),
+    properties=("learned", "separable", "permutation_equivariant"),
 )
 class UncertaintyWeighting(Balancer):
     """sum_t f_t exp(-s_t) L_t + R(s_t), with learned log-variances s_t = log sigma_t^2.

@@ -341,6 +341,29 @@ def test_permutation_equivariant(name: str) -> None:
 values = st.lists(st.floats(1e-3, 1e3), min_size=3, max_size=3)
 
 
+def _together_and_alone(name: str) -> list[Any]:
+    """The terms, and the state after them, of all losses at once and of one after another."""
+    found = []
+    for at_once in (True, False):
+        run = trained(name)
+        losses = run.net.losses([run.net.features(9)] * 3, 9)
+        terms = run.balancer.weighted(losses) if at_once else {t: run.balancer.weighted({t: loss})[t] for t, loss in losses.items()}
+        found.append((terms, run.balancer.state_dict()))
+    return found
+
+
+@with_property("separable")
+def test_separable_terms_are_the_same_task_by_task(name: str) -> None:
+    together, alone = _together_and_alone(name)
+    assert same(together, alone)
+
+
+@pytest.mark.parametrize("name", ["gls", "rlw"])
+def test_others_are_not(name: str) -> None:
+    together, alone = _together_and_alone(name)
+    assert not same(together, alone)
+
+
 @with_property("homogeneous")
 @given(values=values, power=st.integers(-20, 20))
 def test_homogeneous(name: str, values: list[float], power: int) -> None:

@@ -34,7 +34,7 @@ class RandomWindows(Dataset[Sample]):
     def __init__(self, text: Tensor, context: int, tokens: int, *, count: int, seed: int) -> None:
         self.text, self.context, self.tokens, self.count, self.seed = text, context, tokens, count, seed
         # In shared memory, so that the workers of a persistent loader see set_epoch.
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the windows of the coming epoch; call it before iterating over the loader."""
