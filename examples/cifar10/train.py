@@ -19,7 +19,7 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least
+from harness.arguments import add_arguments, at_least, generated_or_path
 
 from cifar10.data import COUNTS, TASKS
 from cifar10.problem import CIFAR10Problem
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line: what all trainers share, and CIFAR-10's own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own = parser.add_argument_group("data and model")
-    own.add_argument("--data", default="generated", metavar="generated|PATH",
+    own.add_argument("--data", type=generated_or_path, default="generated", metavar="generated|PATH",
                      help="drawings made on the fly, or the folder of the official Python version")  # fmt: skip
     own.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     own.add_argument(

@@ -33,6 +33,28 @@ def at_least(minimum: float, kind: Callable[[str], float] = int) -> Callable[[st
     return convert
 
 
+def share(text: str) -> float:
+    """An argparse type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, found {text}")
+    return value
+
+
+def generated_or_path(text: str) -> str | Path:
+    """An argparse type of data: "generated", or a path."""
+    return text if text == "generated" else Path(text)
+
+
+class _Repeatable(argparse.Action):
+    """argparse's "append", but what the command line names replaces the default, which a resumed run takes from its first start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:  # fmt: skip
+        given = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if given is self.default else given), values])
+
+
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -47,13 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Add the options that all trainers share; `defaults` replaces their defaults by name."""
     surgery = parser.add_argument_group("gradient surgery")
     surgery.add_argument("--method", choices=sorted(gs.methods()), default="pcgrad", help="how task gradients become one")
-    surgery.add_argument("--method-option", action="append", type=_option, default=[], metavar="NAME=VALUE",
+    surgery.add_argument("--method-option", action=_Repeatable, type=_option, default=[], metavar="NAME=VALUE",
                          help="an option of the method, such as c=0.4; may be repeated")  # fmt: skip
     surgery.add_argument("--form", choices=FORMS, default="split",
                          help="surgery at the representation (split: one backward through all heads; detach: one head in memory "
                          "at a time) or in the space of the trunk's parameters, as in the PCGrad paper")  # fmt: skip
     surgery.add_argument("--balancer", choices=BALANCERS, default="none", help="how task losses are weighted")
-    surgery.add_argument("--balancer-option", action="append", type=_option, default=[], metavar="NAME=VALUE",
+    surgery.add_argument("--balancer-option", action=_Repeatable, type=_option, default=[], metavar="NAME=VALUE",
                          help="an option of the balancer, such as temp=1.0; may be repeated")  # fmt: skip
     surgery.add_argument("--balancer-lr", type=at_least(0, float), default=0.01, help="learning rate of the loss weights")
     training = parser.add_argument_group("training")
@@ -112,10 +134,10 @@ def saved_arguments(folder: RunFolder) -> dict[str, Any]:
 
 
 def portable(value: Any) -> Any:
-    """`value` as JSON gives it back."""
+    """`value` as JSON gives it back, paths absolute: a run may be resumed from another folder than it was started in."""
     if isinstance(value, (list, tuple)):
         return [portable(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value.absolute()) if isinstance(value, Path) else value
 
 
 def configuration(arguments: argparse.Namespace) -> dict[str, Any]:

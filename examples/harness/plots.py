@@ -17,7 +17,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#00
 def plot_losses(log: Series, units: Mapping[str, str], path: Path, *, title: str) -> None:
     """One panel a task: its training loss at every logged step, faint, and the running mean."""
     figure = Figure(figsize=(4.8 * len(units), 3.6), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     panels = figure.subplots(1, len(units), squeeze=False)[0]
     for axes, (task, unit), color in zip(panels, units.items(), _colors(len(units)), strict=True):
         steps, values = _arrays(log[f"loss/{task}"])
@@ -32,7 +32,7 @@ def plot_losses(log: Series, units: Mapping[str, str], path: Path, *, title: str
 def plot_conflict(log: Series, tasks: Sequence[str], path: Path, *, title: str, place: str) -> None:
     """Cosines between the tasks' gradients, how often they conflict, and the gradients' lengths, over the steps."""
     figure = Figure(figsize=(8, 8.4), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)
     cosine, rate, norm = figure.subplots(3, 1, sharex=True)
     pairs = list(combinations(tasks, 2))
     window = 1

@@ -19,8 +19,6 @@ from harness.errors import RunError
 
 from multihead.model import ProductModel, model_from_state
 
-TRAINER = "multihead"
-
 
 def export(run: Path, out: Path, checkpoint: str) -> None:
     """Write the model of `run`'s "best" or "last" checkpoint to `out`.
@@ -37,7 +35,7 @@ def export(run: Path, out: Path, checkpoint: str) -> None:
         raise RunError(f"--out {out}: the folder {out.parent} does not exist; make it first.")
     state = load_checkpoint(source)
     _model_of(state, source)
-    save_checkpoint(out, {"trainer": TRAINER, "model": state["model"], "epoch": state["epoch"], "checkpoint": checkpoint})
+    save_checkpoint(out, {"model": state["model"]})
 
 
 def load_exported(path: Path) -> ProductModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from harness.classification import majority, majority_floors
 from torch import Tensor
 
 from multihead.data import ProductDataset
@@ -11,14 +12,12 @@ from multihead.targets import Binned, Standardised, Targets, Vocabulary
 
 
 class ConstantAnswer:
-    """The classes' frequencies in training, so the majority class, and the median number.
-
-    Of a number's loss the floor is that of the frequencies of its bins, or of its mean, which the loss asks for.
-    """
+    """The majority class and the median number of training; of losses, the classes' or bins' frequencies, or the mean number."""
 
     def __init__(self, data: ProductDataset, targets: Targets) -> None:
         self.targets = targets
         self.outputs: dict[str, Tensor] = {}  # [outputs]
+        self.labels: dict[str, Tensor] = {}  # of training, classes alone
         self.medians: dict[str, float] = {}
         for task, target in targets.items():
             known = data.known_targets(task)
@@ -26,10 +25,10 @@ class ConstantAnswer:
                 self.outputs[task] = torch.zeros(1)
             else:
                 classes = target.bin_of(known) if isinstance(target, Binned) else known.long()
-                frequencies = torch.bincount(classes, minlength=target.outputs) / len(known)
-                # The first of equally frequent classes is the most probable, in every metric.
-                self.outputs[task] = frequencies.log() - 1e-6 * torch.arange(target.outputs)
-            if not isinstance(target, Vocabulary):
+                self.outputs[task] = (torch.bincount(classes, minlength=target.outputs) / len(known)).log()
+            if isinstance(target, Vocabulary):
+                self.labels[task] = known.long()
+            else:
                 self.medians[task] = float(known.median())
 
     def measure(self, data: ProductDataset) -> dict[str, float]:
@@ -40,7 +39,9 @@ class ConstantAnswer:
             meter = TaskMetrics(task, target, torch.device("cpu"))
             meter.update(self.outputs[task].expand(len(truth), -1), truth, torch.ones_like(truth, dtype=torch.bool))
             floors |= meter.compute()
-            if task in self.medians and len(truth):
+            if task in self.labels:
+                floors |= majority_floors(task, target.outputs, self.labels[task], truth.long())
+            elif len(truth):
                 floors[f"{task}/absolute_error"] = float((truth - self.medians[task]).abs().mean())
         return floors
 
@@ -49,7 +50,7 @@ class ConstantAnswer:
         words = []
         for task, target in self.targets.items():
             if isinstance(target, Vocabulary):
-                words.append(f"the {task} {target.names[int(self.outputs[task].argmax())]!r}")
+                words.append(f"the {task} {target.names[majority(self.labels[task])]!r}")
             else:
                 words.append(f"a {task} of {self.medians[task]:.1f} (the median)")
         return ", ".join(words)

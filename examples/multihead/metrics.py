@@ -1,9 +1,11 @@
-"""Metrics over the samples whose label is known: accuracy, top-5 accuracy, absolute error in the label's unit, and the loss."""
+"""Metrics over the samples whose label is known: of classes those of `harness.classification` and top-5 accuracy, of numbers the
+absolute error in the label's unit, and of both the loss."""
 
 from __future__ import annotations
 
 import torch
 import torchmetrics
+from harness.classification import ClassificationMetrics, class_metrics
 from harness.metric import Metric
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
@@ -21,7 +23,7 @@ def metrics_of(task: str, target: Target, unit: str) -> tuple[Metric, ...]:
     if not isinstance(target, Vocabulary):
         return Metric(f"{task}/absolute_error", unit=unit, primary=True), loss
     five = (Metric(f"{task}/top_5_accuracy", best=1.0),) if target.outputs >= LARGE else ()
-    return Metric(f"{task}/accuracy", best=1.0, primary=True), *five, loss
+    return *class_metrics(task, primary="accuracy"), *five, loss
 
 
 class TaskMetrics:
@@ -30,12 +32,11 @@ class TaskMetrics:
     def __init__(self, task: str, target: Target, device: torch.device) -> None:
         self.task, self.target = task, target
         self.seen = False
+        self.classes = ClassificationMetrics(task, target.outputs, device) if isinstance(target, Vocabulary) else None
         self.metrics: dict[str, torchmetrics.Metric] = {}
         if isinstance(target, Vocabulary):
-            common = {"num_classes": target.outputs, "average": "micro", "validate_args": False}
-            self.metrics["accuracy"] = MulticlassAccuracy(**common)
             if target.outputs >= LARGE:
-                self.metrics["top_5_accuracy"] = MulticlassAccuracy(top_k=5, **common)
+                self.metrics["top_5_accuracy"] = MulticlassAccuracy(target.outputs, top_k=5, average="micro", validate_args=False)
         else:
             self.metrics["absolute_error"] = MeanAbsoluteError()
         self.metrics["loss"] = MeanMetric()
@@ -48,6 +49,8 @@ class TaskMetrics:
             return
         self.seen = True
         output, target = output[known].float(), target[known]
+        if self.classes is not None:
+            self.classes.update(output, target.long())
         answer = self.target.predict(output)
         for name, metric in self.metrics.items():
             if name == "loss":
@@ -59,4 +62,5 @@ class TaskMetrics:
         """{"task/metric": value}."""
         if not self.seen:
             return {}
-        return {f"{self.task}/{name}": float(metric.compute()) for name, metric in self.metrics.items()}
+        values = {} if self.classes is None else self.classes.compute()
+        return values | {f"{self.task}/{name}": float(metric.compute()) for name, metric in self.metrics.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
+from pickle import UnpicklingError
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from harness.errors import RunError
@@ -47,7 +47,8 @@ class Shape:
     def __post_init__(self) -> None:
         if self.size % self.patch:
             raise RunError(
-                f"--size {self.size}: expected a multiple of --patch {self.patch}; try {self.size // self.patch * self.patch}."
+                f"--size {self.size}: expected a multiple of --patch {self.patch}; "
+                f"try {max(1, self.size // self.patch) * self.patch}."
             )
         if self.width % self.attention_heads:
             raise RunError(f"--width {self.width}: expected a multiple of --attention-heads {self.attention_heads}.")
@@ -57,14 +58,15 @@ class Shape:
             )
 
     def stem_layers(self) -> list[Any] | None:
-        """3x3 convolutions of stride 2, each twice as wide as the one before it, up to the trunk's width or half of it."""
+        """3x3 convolutions of stride 2, each twice as wide as the one before it up to half the trunk's width, none below 8."""
         if self.stem == "patch":
             return None
         halvings = self.patch.bit_length() - 1
         return [ConvStemConfig(max(8, self.width >> (halvings - index)), 3, 2) for index in range(halvings)]
 
 
-VIT_B_16 = {"patch": 16, "width": 768, "depth": 12, "attention_heads": 12, "stem": "patch"}  # the shape of --backbone vit_b_16
+# The shape of --backbone vit_b_16.
+VIT_B_16: dict[str, Any] = {"patch": 16, "width": 768, "depth": 12, "attention_heads": 12, "stem": "patch"}
 
 
 class Trunk(nn.Module):
@@ -90,14 +92,15 @@ class Trunk(nn.Module):
     def load_imagenet(self, shape: Shape) -> None:
         """ViT-B/16's ImageNet weights, their position embeddings interpolated where `shape.size` is not 224.
 
-        Raises RunError when they are neither in torch's cache nor to be downloaded.
+        Raises RunError when they are neither whole in torch's cache nor to be downloaded.
         """
         weights = ViT_B_16_Weights.IMAGENET1K_V1
         try:
-            state: Any = weights.get_state_dict(progress=False, check_hash=True)
-        except (URLError, OSError) as error:
+            # A file in the cache is not hashed again, so nothing in it may run.
+            state: Any = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+        except (OSError, RuntimeError, EOFError, UnpicklingError) as error:  # OSError: no network; the others: a damaged file
             raise RunError(
-                f"--pretrained: could not download {weights.url} ({error}); put the file into "
+                f"--pretrained: could not get {weights.url} ({str(error).splitlines()[0]}); put a good copy into "
                 f"{torch.hub.get_dir()}/checkpoints, or train from random weights without --pretrained."
             ) from error
         state = OrderedDict((name, value) for name, value in state.items() if not name.startswith("heads."))
@@ -113,6 +116,8 @@ class Head(nn.Sequential):
 
 class ProductModel(MultiTaskModel):
     """Trunk and heads, and with them in every checkpoint what their outputs mean: shape, vocabularies, normalisation."""
+
+    trunk: Trunk
 
     def __init__(self, shape: Shape, targets: Targets, *, dropout: float = 0.0) -> None:
         heads = {task: Head(shape.width, target.outputs) for task, target in targets.items()}

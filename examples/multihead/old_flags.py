@@ -34,6 +34,7 @@ def translate(argv: Sequence[str]) -> list[str]:
     peek.add_argument("--balancer")
     peek.add_argument("--balancer-option", action="append", default=[])
     peek.add_argument("--method")
+    peek.add_argument("--method-option", action="append", default=[])
     peek.add_argument("--out")
     new, _ = peek.parse_known_args(rest)
     weighting = _truth("--use_uncertainty_weighting", old.use_uncertainty_weighting)
@@ -56,6 +57,8 @@ def translate(argv: Sequence[str]) -> list[str]:
     if _truth("--gradient_normalization", old.gradient_normalization):
         if new.method is not None:
             raise _contradiction("--gradient_normalization true", "--method dbmtl with beta=0", f"--method {new.method}")
+        if given := [option for option in new.method_option if option.startswith("beta=")]:
+            raise _contradiction("--gradient_normalization true", "--method-option beta=0.0", f"--method-option {given[0]}")
         rest += ["--method", "dbmtl", "--method-option", "beta=0.0"]
     if new.out is None and "--resume" not in rest:
         rest += ["--out", str(_free_folder(Path("runs/multihead")))]

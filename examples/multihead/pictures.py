@@ -26,7 +26,7 @@ def plot_predictions(model: ProductModel, data: ProductDataset, path: Path) -> N
     columns = min(4, len(samples))
     rows = -(-len(samples) // columns)
     figure = Figure(figsize=(3.0 * columns, (2.1 + 0.26 * len(model.targets)) * rows + 0.5), layout="constrained")
-    figure.suptitle(f"{data.name}: validation pictures, truth → prediction")
+    figure.suptitle(f"{data.name}: validation pictures, truth → prediction", parse_math=False)
     panels = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.axis("off")
@@ -42,7 +42,8 @@ def plot_predictions(model: ProductModel, data: ProductDataset, path: Path) -> N
             else:
                 meant = f"{truth:.1f}" if known else "?"
                 color, text = UNKNOWN, f"{task} {meant} → {float(answer):.1f}{data.unit}"
-            axes.text(0.5, -0.06 - 0.11 * line, text, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=color)
+            axes.text(0.5, -0.06 - 0.11 * line, text, transform=axes.transAxes, ha="center", va="top", fontsize=8, color=color,
+                      parse_math=False)  # fmt: skip
     figure.savefig(path, dpi=110)
 
 
@@ -52,7 +53,7 @@ def plot_numbers(model: ProductModel, data: ProductDataset, path: Path) -> None:
     parts = [predict_all(model, batch["image"]) for batch in batches]
     tasks = [task for task, target in model.targets.items() if not isinstance(target, Vocabulary)]
     figure = Figure(figsize=(4.4 * len(tasks), 4.2), layout="constrained")
-    figure.suptitle(f"{data.name}: numbers of the validation set")
+    figure.suptitle(f"{data.name}: numbers of the validation set", parse_math=False)
     for axes, task in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         truth, answer = data.known_targets(task).numpy(), torch.cat([part[task] for part in parts])[data.known(task)].numpy()
         axes.scatter(truth, answer, s=12, alpha=0.6, color="#0072b2", linewidths=0)

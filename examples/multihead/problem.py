@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from harness.errors import RunError
 from harness.problem import Series
+from harness.run_folder import RunFolder
 from torch import Tensor
 
-from multihead.data import GeneratedProducts, JsonProducts, ProductDataset, Source
+from gradsurgery.balancers.uncertainty import Kind
+from multihead.data import NUMBERS, GeneratedProducts, JsonProducts, ProductDataset, Source
 from multihead.floors import ConstantAnswer
 from multihead.metrics import TaskMetrics, metrics_of
 from multihead.model import VIT_B_16, ProductModel, Shape
@@ -20,20 +23,26 @@ from multihead.pictures import plot_numbers, plot_predictions
 from multihead.targets import Vocabulary, fit_targets, unseen
 
 Batch = dict[str, Tensor]
+BINS = 16  # where the command line does not say
 PRODUCTS = {"train": 1600, "val": 200}  # how many are generated where the command line does not say
 
 
 class ProductProblem:
     """See `harness.problem.Problem`."""
 
-    collate = None
-
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.tasks = tuple(arguments.tasks)
+        self.collate: Callable[[list[Any]], Any] | None = None
+        self.tasks: tuple[str, ...] = tuple(arguments.tasks)
         if len(set(self.tasks)) < len(self.tasks):
             raise RunError(f"--tasks {' '.join(self.tasks)}: expected every task once.")
+        binned = arguments.numbers == "binned"
+        if binned and not set(self.tasks) & set(NUMBERS):
+            raise RunError(f"--numbers binned: expected a number among --tasks {' '.join(self.tasks)}; leave --numbers out.")
+        if arguments.bins is not None and not binned:
+            raise RunError(f"--bins {arguments.bins}: expected --numbers binned beside it; add it, or leave --bins out.")
         train, val = _sources(arguments)
-        self.targets = fit_targets(train.labels, self.tasks, numbers=arguments.numbers, bins=arguments.bins, where=train.where)
+        self.targets = fit_targets(train.labels, self.tasks, numbers=arguments.numbers,
+                                   bins=arguments.bins or BINS, where=train.where)  # fmt: skip
         self.unseen = unseen(val.labels, self.targets)
         if self.unseen:
             print(self._unseen_sentence(), flush=True)
@@ -41,14 +50,14 @@ class ProductProblem:
         self.train_data = ProductDataset(train, self.targets, size=shape.size, augment=arguments.augment, seed=arguments.seed)
         self.val_data = ProductDataset(val, self.targets, size=shape.size, augment=False, seed=arguments.seed)
         self.name, self.unit = train.name, train.unit
-        self.kinds = tuple(target.kind for target in self.targets.values())
+        self.kinds: tuple[Kind, ...] = tuple(target.kind for target in self.targets.values())
         self.loss_units = {task: target.loss_unit for task, target in self.targets.items()}
         self.metrics = tuple(m for task, target in self.targets.items() for m in metrics_of(task, target, self.unit))
         self.answer = ConstantAnswer(self.train_data, self.targets)
         self.floors = self.answer.measure(self.val_data)
         torch.manual_seed(arguments.seed)  # the initial weights are a function of the seed, whatever was drawn before
         self.model = ProductModel(shape, self.targets, dropout=arguments.dropout)
-        if arguments.pretrained and not arguments.resume:
+        if arguments.pretrained and not (arguments.resume and RunFolder.existing(arguments.out).last.exists()):
             self.model.trunk.load_imagenet(shape)
 
     def start_epoch(self, epoch: int) -> None:
@@ -65,7 +74,8 @@ class ProductProblem:
         known = batch[f"{task}/known"]
         if not known.any():
             return None
-        return self.targets[task].loss(self.model.heads[task](features[known]), batch[task][known])
+        output = self.model.heads[task](features)  # of the whole batch, so that a compiled head sees one shape
+        return self.targets[task].loss(output[known], batch[task][known])
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """{"task/metric": value} over the batches."""

@@ -6,8 +6,9 @@ Everything here is fitted on the training set, travels with the model's weights 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -34,7 +35,11 @@ class Vocabulary:
 
     def encode(self, label: Label) -> float | None:
         """The class's index; None where it was never seen in training."""
-        return None if label not in self.names else self.names.index(cast(str, label))
+        return self._index.get(cast(str, label))
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """output [N, classes], target [N], the indices of the classes."""
@@ -97,12 +102,13 @@ class Binned:
 
     def predict(self, output: Tensor) -> Tensor:
         """[N, bins] -> the number in the label's unit. [N]"""
-        return output.float().softmax(-1) @ torch.tensor(self.means, device=output.device)
+        # No matrix product: autocast would take it, and the means, to half precision.
+        return (output.float().softmax(-1) * torch.tensor(self.means, device=output.device)).sum(-1)
 
 
 Target = Vocabulary | Standardised | Binned
 Targets = Mapping[str, Target]
-_TYPES: dict[str, type[Vocabulary] | type[Standardised] | type[Binned]] = {
+_TYPES: dict[str, Callable[..., Target]] = {
     "vocabulary": Vocabulary, "standardised": Standardised, "binned": Binned,
 }  # fmt: skip
 

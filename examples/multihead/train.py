@@ -20,13 +20,13 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least
+from harness.arguments import add_arguments, at_least, share
 from harness.errors import RunError
 
 from multihead.data import TASKS
 from multihead.model import BACKBONES, STEMS
 from multihead.old_flags import DOCUMENT, translate
-from multihead.problem import PRODUCTS, ProductProblem
+from multihead.problem import BINS, PRODUCTS, ProductProblem
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     own.add_argument("--numbers", choices=("regression", "binned"), default="regression",
                      help="regression: standardised numbers; binned: quantile bins, answered by their weighted mean")  # fmt: skip
-    own.add_argument("--bins", type=at_least(2), default=16, help="with --numbers binned, at most so many")
+    own.add_argument("--bins", type=at_least(2), help=f"with --numbers binned, at most so many (default: {BINS})")
     own.add_argument("--train-count", type=at_least(1),
                      help=f"use so many training records (default: {PRODUCTS['train']} generated, or all there are)")  # fmt: skip
     own.add_argument("--val-count", type=at_least(1),
@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--depth", type=at_least(1), help="transformer blocks (default: 4)")
     own.add_argument("--attention-heads", type=at_least(1), help="in each block (default: 3)")
     own.add_argument("--stem", choices=STEMS, help="how pixels become tokens (default: convolutions)")
-    own.add_argument("--dropout", type=at_least(0, float), default=0.0)
+    own.add_argument("--dropout", type=share, default=0.0, help="in the transformer's blocks")
     add_arguments(parser, batch_size=32, clip_norm=1.0)
     return parser
 

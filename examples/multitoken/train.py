@@ -17,7 +17,7 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least
+from harness.arguments import add_arguments, at_least, generated_or_path
 
 from multitoken.problem import MultiTokenProblem
 
@@ -26,7 +26,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line: what all trainers share, and this one's own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own = parser.add_argument_group("data and model")
-    own.add_argument("--data", default="generated", metavar="generated|PATH", help="text made from the seed, or any file")
+    own.add_argument(
+        "--data", type=generated_or_path, default="generated", metavar="generated|PATH", help="text made from the seed, or any file"
+    )
     own.add_argument("--tokens", type=at_least(1), default=4, help="how many bytes to predict: one head and one task each")
     own.add_argument("--context", type=at_least(2), default=128, help="bytes of a window")
     own.add_argument("--train-count", type=at_least(1), help="random windows an epoch (default: as many as tile the text)")

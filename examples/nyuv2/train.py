@@ -16,7 +16,7 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least
+from harness.arguments import add_arguments, at_least, generated_or_path
 
 from nyuv2.data.sample import CLASS_NAMES
 from nyuv2.models.builder import BACKBONES, DECODERS, SEGNET
@@ -37,7 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line: what all trainers share, and NYUv2's own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own = parser.add_argument_group("data and model")
-    own.add_argument("--data", default="generated", metavar="generated|PATH", help="rooms made on the fly, or a data set")
+    own.add_argument(
+        "--data", type=generated_or_path, default="generated", metavar="generated|PATH", help="rooms made on the fly, or a data set"
+    )
     own.add_argument("--tasks", nargs="+", choices=tuple(OBJECTIVES), default=["segmentation", "depth"])
     own.add_argument("--classes", type=int, choices=tuple(CLASS_NAMES), help="segmentation classes (default: the data's own)")
     own.add_argument("--size", type=at_least(32), nargs=2, default=[120, 160], metavar=("HEIGHT", "WIDTH"))

@@ -45,7 +45,7 @@ def plot_predictions(data: TextDataset, model: nn.Module, classes: Mapping[str, 
     answers = predictions(data, model)
     tasks, count = tuple(classes), min(TEXTS, len(data))
     figure = Figure(figsize=(5.2 * len(tasks) + 1, 4.6 + 0.42 * count), layout="constrained")
-    figure.suptitle(f"{name}: validation texts")
+    figure.suptitle(f"{name}: validation texts", parse_math=False)
     (above,), (below,) = figure.subfigures(2, 1, squeeze=False, height_ratios=[4.2, 0.42 * count])
     for axes, task in zip(above.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
         _matrix(axes, confusion(data.labels[task], answers[task], len(classes[task])), classes[task], task)
@@ -53,14 +53,15 @@ def plot_predictions(data: TextDataset, model: nn.Module, classes: Mapping[str, 
     lines.axis("off")
     lines.set(xlim=(0, 1), ylim=(count, 0))
     for row in range(count):
-        text = shorten(data.table.texts[row], 60, placeholder=" …").replace("$", r"\$")  # no formulas
-        lines.text(0.0, row + 0.5, text, va="center", fontsize=9)
+        text = shorten(data.table.texts[row], 60, placeholder=" …")
+        lines.text(0.0, row + 0.5, text, va="center", fontsize=9, parse_math=False)
         for column, task in enumerate(tasks):
             truth, answer = int(data.labels[task][row]), int(answers[task][row])
             names = [shorten(classes[task][index], _LONGEST, placeholder="…") for index in (answer, truth)]
             words = names[0] if truth == answer else f"{names[0]} ({'no label' if truth == MISSING else f'is {names[1]}'})"
             color = _NONE if truth == MISSING else _RIGHT if truth == answer else _WRONG
-            lines.text(0.55 + 0.45 / len(tasks) * column, row + 0.5, words, va="center", fontsize=9, color=color)
+            lines.text(0.55 + 0.45 / len(tasks) * column, row + 0.5, words, va="center", fontsize=9, color=color,
+                       parse_math=False)  # fmt: skip
     figure.savefig(path, dpi=110)
 
 
@@ -72,8 +73,8 @@ def _matrix(axes: Axes, counts: NDArray[np.int64], names: Sequence[str], task: s
     axes.title.set_fontsize(10)
     if len(names) <= MANY:
         labels = [shorten(name, _LONGEST, placeholder="…") for name in names]
-        axes.set_xticks(range(len(names)), labels, rotation=30, ha="right")
-        axes.set_yticks(range(len(names)), labels)
+        axes.set_xticks(range(len(names)), labels, rotation=30, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), labels, parse_math=False)
         for (row, column), count in np.ndenumerate(counts):
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=9)

@@ -18,31 +18,24 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least
+from harness.arguments import add_arguments, at_least, generated_or_path, share
 
 from text.data import COUNTS, TASKS
 from text.data.sources import HELD_OUT
 from text.problem import TextProblem
 
 
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"expected a share from 0 to below 1, found {text}")
-    return value
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line: what all trainers share, and the texts' own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     own = parser.add_argument_group("data and model")
-    own.add_argument("--data", metavar="generated|PATH",
+    own.add_argument("--data", type=generated_or_path, metavar="generated|PATH",
                      help="reviews made on the fly (the default), a folder with train and val as .csv or .tsv, or one such file, "
                      f"of which {100 * HELD_OUT:.0f} %% are held out")  # fmt: skip
-    own.add_argument("--train-csv", "--train_csv", metavar="FILE", help="training texts, in place of --data")
-    own.add_argument("--val-csv", "--val_csv", metavar="FILE", help="validation texts, in place of --data")
+    own.add_argument("--train-csv", "--train_csv", type=Path, metavar="FILE", help="training texts, in place of --data")
+    own.add_argument("--val-csv", "--val_csv", type=Path, metavar="FILE", help="validation texts, in place of --data")
     for task in TASKS:
-        own.add_argument(f"--{task}", metavar="PATH",
+        own.add_argument(f"--{task}", type=Path, metavar="PATH",
                          help=f"a data set for {task} alone (columns text and {task}), in place of --data")  # fmt: skip
     own.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     own.add_argument(
@@ -60,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--max-words", type=at_least(1), default=64, help="texts are cut after so many words")
     own.add_argument("--embedding", type=at_least(1), default=32, help="length of a word's vector")
     own.add_argument("--width", type=at_least(1), default=32, help="length of the LSTM's state, in each direction")
-    own.add_argument("--dropout", type=_share, default=0.2, help="share of embeddings and of the representation")
+    own.add_argument("--dropout", type=share, default=0.2, help="share of embeddings and of the representation")
     add_arguments(parser, epochs=10, batch_size=32, lr=5e-3)
     return parser
 

@@ -18,7 +18,7 @@ COUNTS = {"train": 2500, "val": 500}
 CLASSES_OF = {"fine": CLASSES, "coarse": COARSE_CLASSES, "rotation": ROTATIONS}
 
 
-def open_images(source: str, split: Literal["train", "val"], *, count: int | None, seed: int) -> Images:
+def open_images(source: str | Path, split: Literal["train", "val"], *, count: int | None, seed: int) -> Images:
     """Drawings, or one split of the official data set.
 
     Args:

@@ -26,7 +26,7 @@ def open_batches(path: Path, split: Literal["train", "val"]) -> Images:
         split: "train" reads all five batches.
 
     Raises:
-        DataError: there is no such folder, a file is missing, or holds something else than `count` RGB images and classes.
+        DataError: there is no such folder, a file is missing, or holds something else than RGB images and as many classes.
     """
     folder = _folder(path)
     if missing := [name for name in FILES[split] if not (folder / name).is_file()]:

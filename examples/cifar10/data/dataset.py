@@ -34,7 +34,7 @@ class CIFAR10Dataset(Dataset[dict[str, Tensor]]):
         self._pixels, self._fine = images.pixels, images.labels
         self.tasks, self._train, self._augment, self._seed = tuple(tasks), train, augment, seed
         # In shared memory, so that the workers of a persistent loader see set_epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the turns, flips and shifts of the coming epoch; call it before iterating over the loader."""

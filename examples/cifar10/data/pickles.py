@@ -1,7 +1,7 @@
 """Pickles of plain values and arrays, read without running anything from the file.
 
 A pickle names functions and classes that the reader is to call. Only the four names that an array of numbers takes are known here,
-and each stands for code of this file, not for NumPy's: an array's bytes are copied after their number has been checked.
+and each stands for code of this file, not for NumPy's: an array is its bytes read as whole numbers, as many as its shape says.
 """
 
 from __future__ import annotations

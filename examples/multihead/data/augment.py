@@ -44,4 +44,5 @@ def show(image: Tensor, view: View) -> Tensor:
         interpolation=InterpolationMode.BILINEAR,
     )  # fmt: skip
     shown: Tensor = F.center_crop(wide, [side, side])
-    return F.adjust_contrast(F.adjust_brightness(shown, view.brightness), view.contrast)
+    relit: Tensor = F.adjust_contrast(F.adjust_brightness(shown, view.brightness), view.contrast)
+    return relit

@@ -31,13 +31,13 @@ class ProductDataset(Dataset[dict[str, Tensor]]):
         self._targets: dict[str, Tensor] = {}
         for task, target in targets.items():
             codes = [None if record[task] is None else target.encode(record[task]) for record in source.labels]
-            self._targets[task] = torch.tensor([0.0 if code is None else code for code in codes])
+            self._targets[task] = torch.tensor([0.0 if code is None else code for code in codes], dtype=torch.float32)
             self._targets[f"{task}/known"] = torch.tensor([code is not None for code in codes])
         self._kept: list[Tensor] | None = None
         if len(source) * 3 * size * size <= KEPT_BYTES:
             self._kept = [source.load(index, size) for index in range(len(source))]
         # In shared memory, so that the workers of a persistent loader see set_epoch.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the random views of the coming epoch; call it before iterating over the loader."""

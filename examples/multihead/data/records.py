@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from harness.errors import DataError, MissingDataError
 from torch import Tensor
 
 from multihead.data.images import read_image
-from multihead.data.labels import CLASSES, TASKS, Label
+from multihead.data.labels import CLASSES, TASKS, Label, Labels
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 class JsonProducts:
     """The records of one file; image paths are relative to it, and other keys are nobody's business.
 
     A label is missing where it is null, '' or -1. A class is a string or a whole number (7 and "7" are one class); a number is
-    finite and not negative. Everything but the pictures is checked here, they when they are loaded. With `count`,
+    finite (as float32) and not negative. Everything but the pictures is checked here, they when they are loaded. With `count`,
     so many records are taken evenly from the list, which may be sorted.
 
     Raises:
@@ -32,7 +34,7 @@ class JsonProducts:
         self.name = path.resolve().parent.name
         records = _parse(path)
         self._chosen = _spread(len(records), count)
-        self.labels = tuple(
+        self.labels: tuple[Labels, ...] = tuple(
             {task: _label(records[at][task], task, self._origin(index)) for task in TASKS} for index, at in enumerate(self._chosen)
         )
         self._images = [self._image(records[at]["image"], path.parent, index) for index, at in enumerate(self._chosen)]
@@ -75,7 +77,7 @@ def _parse(path: Path) -> list[dict[str, Any]]:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise MissingDataError(f"{path}: {advice}, found no readable file ({error.strerror}); check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # bytes, syntax, and whole numbers of thousands of digits
         raise DataError(f"{path}: {advice}, found text that is not valid JSON ({error}); correct it") from error
     if not isinstance(content, list):
         raise DataError(f"{path}: {advice}, found {_kind(content)}; wrap the records in [ ]")
@@ -102,9 +104,9 @@ def _label(value: Any, task: str, origin: str) -> Label:
             return str(value)
         expected = "a name or a whole number"
     else:
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LARGEST:
             return float(value)
-        expected = "a number that is finite and not negative"
+        expected = "a number that is finite (as float32) and not negative"
     raise DataError(
         f"{origin}: expected {expected} under {task!r} (null, '' or -1 where missing), found {value!r}; correct the record"
     )

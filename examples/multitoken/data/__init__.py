@@ -14,7 +14,7 @@ GENERATED_BYTES = 300_000
 VALIDATION_SHARE = 0.1
 
 
-def open_text(source: str, *, seed: int, at_least: int) -> tuple[Tensor, Tensor]:
+def open_text(source: str | Path, *, seed: int, at_least: int) -> tuple[Tensor, Tensor]:
     """The first 90 % of the bytes for training and the last 10 % for validation, uint8 [bytes] each.
 
     Args:

@@ -46,7 +46,7 @@ def _opened(arguments: argparse.Namespace, named: list[str]) -> list[Split]:
         if arguments.train_csv is None or arguments.val_csv is None:
             given, other = ("--train-csv", "--val-csv") if arguments.val_csv is None else ("--val-csv", "--train-csv")
             raise RunError(f"{given}: expected {other} beside it; to hold out a part of a single file, pass it by --data.")
-        return [(read_table(Path(arguments.train_csv), arguments.tasks), read_table(Path(arguments.val_csv), arguments.tasks))]
+        return [(read_table(arguments.train_csv, arguments.tasks), read_table(arguments.val_csv, arguments.tasks))]
     if arguments.data in (None, GENERATED):
         counts = {"train": arguments.train_count or COUNTS["train"], "val": arguments.val_count or COUNTS["val"]}
         train, val = (write_reviews(split, count=counts[split], seed=arguments.seed) for split in ("train", "val"))
@@ -65,5 +65,5 @@ def _one_a_task(arguments: argparse.Namespace) -> list[Split]:
         if task not in arguments.tasks and path is not None:
             raise RunError(f"--{task} {path}: {task} is not among --tasks {' '.join(arguments.tasks)}; leave one of the two out.")
         if path is not None:
-            splits.append(open_path(f"--{task}", Path(path), (task,), arguments.seed))
+            splits.append(open_path(f"--{task}", path, (task,), arguments.seed))
     return splits

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from harness.arguments import add_arguments, configuration, open_run
+from harness.arguments import add_arguments, configuration, generated_or_path, open_run
 from harness.errors import RunError
 from harness.run_folder import RunFolder, read_json, write_json
 
@@ -55,6 +55,47 @@ def test_resume_with_other_arguments_is_refused(tmp_path: Path) -> None:
     _started(tmp_path / "run", "--epochs", "3")
     with pytest.raises(RunError, match=r"--size was \[120, 160\], now \[64, 64\]; --epochs was 3, now 4"):
         open_run(_parser(), ["--out", str(tmp_path / "run"), "--resume", "--epochs", "4", "--size", "64", "64", "--lr", "0.5"])
+
+
+def test_relative_paths_are_found_again_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def parser() -> argparse.ArgumentParser:
+        made = _parser()
+        made.add_argument("--data", type=generated_or_path, default="generated")
+        made.add_argument("--labels", type=Path)
+        return made
+
+    started, elsewhere = tmp_path / "started", tmp_path / "elsewhere"
+    for place in (started, elsewhere):
+        place.mkdir()
+    monkeypatch.chdir(started)
+    given = ["--data", "here/data", "--labels", "labels.csv"]
+    arguments, folder = open_run(parser(), ["--out", "run", *given])
+    folder.create(configuration(arguments))
+    open_run(parser(), ["--out", "run", *given, "--resume"])
+    monkeypatch.chdir(elsewhere)
+    arguments, _ = open_run(parser(), ["--out", "../started/run", "--resume"])
+    assert (arguments.data, arguments.labels) == (started / "here/data", started / "labels.csv")
+    with pytest.raises(RunError, match=r"--labels was .*started/labels.csv', now "):
+        open_run(parser(), ["--out", "../started/run", "--labels", "labels.csv", "--resume"])
+    arguments, folder = open_run(parser(), ["--out", "generated"])
+    folder.create(configuration(arguments))
+    assert open_run(parser(), ["--out", "generated", "--resume"])[0].data == "generated"
+
+
+def test_repeatable_options_may_be_repeated_on_resume(tmp_path: Path) -> None:
+    options = ("--method", "cagrad", "--method-option", "c=0.4", "--method-option", "rescale=1", "--balancer", "uw",
+               "--balancer-option", "initial_log_vars=(0.0, 1.0)")  # fmt: skip
+    out = ("--out", str(tmp_path / "run"))
+    _started(tmp_path / "run", *options)
+    for given in ((), options):
+        arguments, _ = open_run(_parser(), [*out, *given, "--resume"])
+        assert dict(arguments.method_option) == {"c": 0.4, "rescale": 1}
+        assert [name for name, _ in arguments.balancer_option] == ["initial_log_vars"]
+    with pytest.raises(RunError, match=r"--method-option was \[\['c', 0.4\], .*now \[\('c', 0.5\)\]"):
+        open_run(_parser(), [*out, "--resume", "--method-option", "c=0.5"])
+    first, second = (_parser().parse_args([*out, *given]) for given in (options, ()))
+    assert len(first.method_option) == 2
+    assert second.method_option == []
 
 
 def test_json_has_no_nan_and_bad_json_is_refused(tmp_path: Path) -> None:

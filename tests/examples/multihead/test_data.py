@@ -50,6 +50,9 @@ def without(key: str) -> dict[str, Any]:
         ('[{"image": "0.png", "company": "a", "model": "m", "diameter": NaN, "length": 1}]', "under 'diameter' .* found nan"),
         ([record(company=1.5)], "expected a name or a whole number under 'company' .* found 1.5"),
         ([record(company=True)], "expected a name .* found True"),
+        ([record(length=10**400)], "not negative under 'length' .* found 1000"),
+        ([record(length=1e39)], "not negative under 'length' .* found 1e.39"),
+        ('[{"length": 1' + "0" * 5000 + "}]", "train.json: expected a list .* not valid JSON"),
         ([record(), record(image="no/where.png")], "train.json, record 1: expected the image 'no/where.png' .* relative"),
         ([record(image=5)], "record 0: expected a path under 'image', found 5"),
     ],
@@ -133,6 +136,15 @@ def test_bins_are_quantiles_and_go_round() -> None:
     assert targets_from_state(targets_state({"length": target})) == {"length": target}
 
 
+def test_mixed_precision_does_not_round_the_bins_answer() -> None:
+    target = Binned((2000.0,), (1234.5, 70_001.0))
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype):
+            answer = target.predict(torch.tensor([[1e4, 0.0], [0.0, 1e4]], dtype=dtype))
+        assert answer.dtype == torch.float32
+        assert answer.tolist() == [1234.5, 70_001.0]
+
+
 def test_ties_make_fewer_bins_and_none_is_empty() -> None:
     values = [5.0] * 20 + [6.0, 7.0]
     target = fit_targets(labels_of(length=values), ["length"], numbers="binned", bins=16, where="here")["length"]
@@ -149,6 +161,8 @@ def test_unknown_and_unseen_labels_are_masked(tmp_path: Path) -> None:
     assert data.known("diameter").tolist() == [True, False]
     assert data.known("length").tolist() == [True, True]
     assert data[0]["company"] == 1
+    whole = ProductDataset(JsonProducts(write(tmp_path, [record(company="b", model="x")])), train, size=8, augment=False, seed=0)
+    assert {sample[task].dtype for sample in (data[0], whole[0]) for task in TASKS} == {torch.float32}
     assert data[0]["diameter"] == 1.5
 
 
