@@ -16,7 +16,6 @@ from bandwidth import read_rows
 from by_sample import Batch as SampleBatch
 from by_sample import sample_rows
 from cases import DTYPES, SMALL, Case, grid
-from compare import surgery_rows
 from device import DevicePlan, device_rows
 from device_step import StepPlan, deep_trunk
 from distances import distance_rows
@@ -26,6 +25,7 @@ from parameter_step import parameter_rows, residual_trunk, small_trunk
 from results import FOLDER, Results, Row
 from solvers import TASKS, solver_rows
 from step import Batch, step_rows
+from surgery import surgery_rows
 from timing import Effort
 from torch import nn
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from cases import Case, gradients
-from compare import surgery_rows
 from oracle import check, pcgrad
 from providers import PROVIDERS, Provider, Run
+from surgery import surgery_rows
 from timing import Effort
 from torch import Tensor
 
