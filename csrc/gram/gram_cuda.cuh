@@ -208,8 +208,8 @@ class Stager {
 
   __device__ int slabs() const { return (chunk_.length - origin_ + kSlab<Run> - 1) / kSlab<Run>; }
 
-  // Zeros, too, where nothing is loaded: registers that keep what was in them on some way are held through all loops of the kernel,
-  // and by each type of gradients anew.
+  // Zeros, too, where nothing is loaded: registers that keep what was in them on some way are held through all loops of the
+  // kernel, and by each type of gradients anew.
   __device__ __forceinline__ void load(int slab) {
     const bool through_registers = whole(slab);
 #pragma unroll
