@@ -1,7 +1,7 @@
 """The trainer from its command line: it learns, tasks conflict, it resumes to the same bytes, it refuses clearly."""
 
 import json
-import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,6 @@ import pytest
 import torch
 from cifar10 import train
 from cifar10.problem import CIFAR10Problem
-from harness.checkpoint import load_checkpoint
 from harness.log import read_log
 from matplotlib.image import imread
 
@@ -61,27 +60,8 @@ def test_official_files_are_trained_on(tmp_path: Path, official: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--epochs", "3", "--augment", "--method", "cagrad")
-    assert _train(tmp_path / "whole", *options) == 0
-    represent, calls = CIFAR10Problem.represent, 0
-
-    def stop_in_the_second_epoch(self: CIFAR10Problem, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 6:
-            signal.raise_signal(signal.SIGTERM)
-        return represent(self, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(CIFAR10Problem, "represent", stop_in_the_second_epoch)
-        assert _train(tmp_path / "parts", *options) == 128 + signal.SIGTERM
-    assert load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == 6
-    assert _train(tmp_path / "parts", "--resume") == 0
-    for name in ("log.csv", "metrics.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-    states = [load_checkpoint(tmp_path / run / "checkpoints/last.pt")["model"] for run in ("whole", "parts")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+def test_a_stopped_run_resumes_to_the_same_bytes(resumes: Callable[..., None]) -> None:
+    resumes(_train, CIFAR10Problem, ("--epochs", "3", "--augment", "--method", "cagrad"), call=6, step=6)
 
 
 def test_errors_are_one_line_and_leave_nothing_behind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,12 @@
 
 import json
 import math
-import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from harness.checkpoint import load_checkpoint
 from harness.log import read_log
 from matplotlib.image import imread
 from multitoken import generate, train
@@ -74,27 +73,9 @@ def test_every_way_of_training_runs_to_its_end(tmp_path: Path, options: tuple[st
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ("--epochs", "3", "--method", "cagrad")
-    assert _train(tmp_path / "whole", *options) == 0
-    represent, calls = MultiTokenProblem.represent, 0
-
-    def stop_in_the_second_epoch(self: MultiTokenProblem, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 8:  # five steps, one batch of validation, two steps
-            signal.raise_signal(signal.SIGTERM)
-        return represent(self, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(MultiTokenProblem, "represent", stop_in_the_second_epoch)
-        assert _train(tmp_path / "parts", *options) == 128 + signal.SIGTERM
-    assert load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == 7
-    assert _train(tmp_path / "parts", "--resume") == 0
-    for name in ("log.csv", "metrics.json", "pictures/sample.txt"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-    states = [load_checkpoint(tmp_path / run / "checkpoints/last.pt")["model"] for run in ("whole", "parts")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+def test_a_stopped_run_resumes_to_the_same_bytes(resumes: Callable[..., None]) -> None:
+    # Five steps, one batch of validation, two steps.
+    resumes(_train, MultiTokenProblem, ("--epochs", "3", "--method", "cagrad"), call=8, step=7, files=("pictures/sample.txt",))
 
 
 def test_evaluation_counts_every_byte_of_the_text_once_for_each_head(tmp_path: Path) -> None:

@@ -1,14 +1,12 @@
 """The trainer from its command line: it learns, masks, resumes to the same bytes, keeps data sets apart, refuses clearly."""
 
 import json
-import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from harness.checkpoint import load_checkpoint
 from harness.classification import MISSING
 from harness.errors import RunError
 from harness.log import read_log
@@ -84,27 +82,8 @@ def test_every_way_of_training_runs_to_its_end(tmp_path: Path, options: tuple[st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["split", "parameters"])
-def test_a_stopped_run_resumes_to_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
-    options = (*TINY, "--epochs", "3", "--form", form)
-    assert _train(tmp_path / "whole", *options) == 0
-    represent, calls = TextProblem.represent, 0
-
-    def stop_in_the_second_epoch(self: TextProblem, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
-            signal.raise_signal(signal.SIGTERM)
-        return represent(self, batch)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(TextProblem, "represent", stop_in_the_second_epoch)
-        assert _train(tmp_path / "parts", *options) == 128 + signal.SIGTERM
-    assert load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == 8
-    assert _train(tmp_path / "parts", "--resume") == 0
-    for name in ("log.csv", "metrics.json"):
-        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-    states = [load_checkpoint(tmp_path / run / "checkpoints/last.pt")["model"] for run in ("whole", "parts")]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+def test_a_stopped_run_resumes_to_the_same_bytes(resumes: Callable[..., None], form: str) -> None:
+    resumes(_train, TextProblem, (*TINY, "--epochs", "3", "--form", form), call=8, step=8)
 
 
 def test_files_with_missing_and_unknown_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
