@@ -19,7 +19,7 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least, generated_or_path
+from harness.arguments import add_arguments, add_counts, at_least, generated_or_path
 
 from cifar10.data import COUNTS, TASKS
 from cifar10.problem import CIFAR10Problem
@@ -32,14 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--data", type=generated_or_path, default="generated", metavar="generated|PATH",
                      help="drawings made on the fly, or the folder of the official Python version")  # fmt: skip
     own.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    own.add_argument(
-        "--train-count",
-        type=at_least(1),
-        help=f"use so many training images (default: {COUNTS['train']} drawings, or all there are)",
-    )
-    own.add_argument(
-        "--val-count", type=at_least(1), help=f"use so many validation images (default: {COUNTS['val']} drawings, or all there are)"
-    )
+    add_counts(own, "images", COUNTS)
     own.add_argument("--augment", action="store_true", help="random flips and shifts: for long runs")
     own.add_argument("--width", type=at_least(4), default=64, help="length of the shared representation")
     add_arguments(parser, epochs=10, batch_size=32, lr=3e-3)

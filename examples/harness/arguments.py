@@ -3,7 +3,7 @@
 import argparse
 import ast
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     machine.add_argument("--resume", action="store_true",
                          help="continue the run in --out; its arguments are taken from its config.json")  # fmt: skip
     parser.set_defaults(**defaults)
+
+
+def add_counts(group: argparse._ArgumentGroup, samples: str, generated: Mapping[str, int]) -> None:
+    """Add --train-count and --val-count of `samples`, such as "images"; `generated` by split are the defaults without data."""
+    for split, words in (("train", "training"), ("val", "validation")):
+        default = f"(default: {generated[split]} generated, or all there are)"
+        group.add_argument(f"--{split}-count", type=at_least(1), help=f"use so many {words} {samples} {default}")
 
 
 def open_run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> tuple[argparse.Namespace, RunFolder]:

@@ -20,7 +20,7 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least, share
+from harness.arguments import add_arguments, add_counts, at_least, share
 from harness.errors import RunError
 
 from multihead.data import TASKS
@@ -39,10 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--numbers", choices=("regression", "binned"), default="regression",
                      help="regression: standardised numbers; binned: quantile bins, answered by their weighted mean")  # fmt: skip
     own.add_argument("--bins", type=at_least(2), help=f"with --numbers binned, at most so many (default: {BINS})")
-    own.add_argument("--train-count", type=at_least(1),
-                     help=f"use so many training records (default: {PRODUCTS['train']} generated, or all there are)")  # fmt: skip
-    own.add_argument("--val-count", type=at_least(1),
-                     help=f"use so many validation records (default: {PRODUCTS['val']} generated, or all there are)")  # fmt: skip
+    add_counts(own, "records", PRODUCTS)
     own.add_argument("--augment", action="store_true", help="move, turn and relight pictures: for long runs")
     own.add_argument("--backbone", choices=BACKBONES, default="small", help="small: what the next options describe")
     own.add_argument("--pretrained", action="store_true", help="vit_b_16: start from ImageNet weights (downloaded once)")

@@ -16,7 +16,7 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least, generated_or_path
+from harness.arguments import add_arguments, add_counts, at_least, generated_or_path
 
 from nyuv2.data.sample import CLASS_NAMES
 from nyuv2.models.builder import BACKBONES, DECODERS, SEGNET
@@ -43,12 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     own.add_argument("--tasks", nargs="+", choices=tuple(OBJECTIVES), default=["segmentation", "depth"])
     own.add_argument("--classes", type=int, choices=tuple(CLASS_NAMES), help="segmentation classes (default: the data's own)")
     own.add_argument("--size", type=at_least(32), nargs=2, default=[120, 160], metavar=("HEIGHT", "WIDTH"))
-    own.add_argument(
-        "--train-count", type=at_least(1), help=f"use so many training samples (default: {ROOMS['train']} rooms, or all there are)"
-    )
-    own.add_argument(
-        "--val-count", type=at_least(1), help=f"use so many validation samples (default: {ROOMS['val']} rooms, or all there are)"
-    )
+    add_counts(own, "samples", ROOMS)
     own.add_argument("--augment", action="store_true", help="random crops, flips and colors: for long runs")
     own.add_argument("--backbone", choices=(*BACKBONES, SEGNET), default="mobilenetv2", help="the encoder that all tasks share")
     own.add_argument(

@@ -1,7 +1,7 @@
 """Train an LSTM on the sentiment and the topic of texts, with gradient surgery where trunk and heads meet.
 
-Generated reviews, half a minute on two CPU cores; a folder with train.csv and val.csv (or .tsv) whose columns are text, sentiment
-and topic, an empty cell where a label is missing; and a data set for each task, which needs surgery on the parameters:
+Generated reviews, less than a minute on two CPU cores; a folder with train.csv and val.csv (or .tsv) whose columns are text,
+sentiment and topic, an empty cell where a label is missing; and a data set for each task, which needs surgery on the parameters:
 
     python examples/text/train.py --out runs/first
     python examples/text/train.py --data PATH --balancer uncertainty --out runs/second
@@ -18,7 +18,7 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import harness.main
-from harness.arguments import add_arguments, at_least, generated_or_path, share
+from harness.arguments import add_arguments, add_counts, at_least, generated_or_path, share
 
 from text.data import COUNTS, TASKS
 from text.data.sources import HELD_OUT
@@ -38,16 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         own.add_argument(f"--{task}", type=Path, metavar="PATH",
                          help=f"a data set for {task} alone (columns text and {task}), in place of --data")  # fmt: skip
     own.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
-    own.add_argument(
-        "--train-count",
-        type=at_least(1),
-        help=f"use so many training texts of each data set (default: {COUNTS['train']} reviews, or all there are)",
-    )
-    own.add_argument(
-        "--val-count",
-        type=at_least(1),
-        help=f"use so many validation texts of each data set (default: {COUNTS['val']} reviews, or all there are)",
-    )
+    add_counts(own, "texts of each data set", COUNTS)
     own.add_argument("--vocabulary", type=at_least(1), default=10_000, help="at most so many words, the most frequent ones")
     own.add_argument("--min-count", type=at_least(1), default=2, help="a word of the vocabulary occurs so often in training")
     own.add_argument("--max-words", type=at_least(1), default=64, help="texts are cut after so many words")
