@@ -19,6 +19,7 @@ from gradsurgery.capture.parameters import Parameters, TaskLosses
 from gradsurgery.capture.split import split
 from gradsurgery.capture.tasks import TaskNames
 from gradsurgery.capture.traced import enroll, split_in_graph
+from gradsurgery.distributed import SyncMode, checked_ranks
 from gradsurgery.functional import Gradient, Gradients, checked_targets, second_batch
 from gradsurgery.methods import Method, build
 from gradsurgery.methods.registry import check_takes_against
@@ -67,9 +68,16 @@ class GradientAggregator(ParameterSpace):
             methods whose weights K alone decides.
         history: how many past steps ``history`` keeps (two small tensors each); None: 1024, or with ``group_by="sample"``, where
             there are so many of them as samples, the last one.
+        process_group: the processes among which the batch is divided, as a process group (``torch.distributed.group.WORLD``) or a
+            DeviceMesh: surgery is that of one process with the whole batch, where the loss of a task is the mean of the ranks' (as
+            DistributedDataParallel and FSDP have it). Needs ``tasks``, and a method that K decides. Every rank takes part in every
+            step (``take_part``). Building the aggregator is collective. With ``every``, weights serve whichever tasks are present.
+        sync: "local": every rank operates on the gradients of its own samples, and what the ranks found is averaged. Another
+            algorithm, whose result depends on how the batch is divided; without a message in ``split`` and ``detach``.
 
     Raises:
-        ValueError, TypeError: an unknown method or option; repeated names.
+        ValueError, TypeError: an unknown method or option; repeated names; a process group without ``tasks``, with another method,
+            or with options that differ from rank to rank.
     """
 
     def __init__(
@@ -80,9 +88,13 @@ class GradientAggregator(ParameterSpace):
         group_by: GroupBy | None = None,
         every: int = 1,
         history: int | None = None,
+        process_group: Any = None,
+        sync: SyncMode = "global",
         **options: Any,
     ) -> None:
-        super().__init__(build(method, **options), TaskNames(tasks), group_by, every, history)
+        built, names = build(method, **options), TaskNames(tasks)
+        ranks = checked_ranks(process_group, sync, built, names, {"group_by": group_by, "every": every})
+        super().__init__(built, names, group_by, every, history, ranks, sync)
         self._detached: Detached | None = None
         self._number = enroll(self._surgery)  # by which a compiled graph knows this object
 
@@ -176,6 +188,22 @@ class GradientAggregator(ParameterSpace):
             raise ValueError("scaler: expected none after detach(), whose heads' losses the caller has scaled; found one.")
         else:
             self._backward_detached()
+
+    def take_part(self, device: torch.device | str = "cpu") -> None:
+        """This rank's part of a step in which no backward pass reaches its features: a batch without a label, or no batch left.
+
+        The others wait for it, as surgery is of all ranks' gradients. Here nothing is written, and the step is counted.
+
+        Args:
+            device: where the model lies.
+
+        Raises:
+            RuntimeError: there is no process group; or, with groups of tensors, no earlier step has told which there are.
+        """
+        if self._ranks is None:
+            raise RuntimeError("take_part: expected an aggregator with process_group=; without one nobody waits for this process.")
+        if self._together is not None:
+            self._absent(torch.device(device))
 
     def train(self, mode: bool = True) -> GradientAggregator:
         """As any module's; out of training no memory is held for the next step."""

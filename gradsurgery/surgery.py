@@ -18,6 +18,7 @@ from gradsurgery.capture.gradients import TaskGradients
 from gradsurgery.capture.grouping import SAMPLE, GroupBy, check_samples, group_labels, sample_names
 from gradsurgery.capture.losses import scalar_loss, stacked
 from gradsurgery.capture.tasks import TaskNames
+from gradsurgery.distributed import Parts, Ranks, SyncMode
 from gradsurgery.memory import MethodMemory
 from gradsurgery.methods import Method, Solution, Step
 from gradsurgery.methods.by_sample import check_by_sample
@@ -39,13 +40,24 @@ class Surgery(MethodMemory):
         group_by: a surgery of its own for each group of positions, or for each sample.
         every: for how many steps weights are used.
         history: how many past steps are kept; None: 1024, or with samples the last one.
+        ranks: the processes that make each step together; None: this one alone.
+        sync: whether they decide together ("global"), or each by itself.
 
     Raises:
         ValueError, TypeError: what is no grouping, or no such number; ``every`` with a method that has no weights to use again, or
             with samples; samples with a method that cannot tell them apart.
     """
 
-    def __init__(self, method: Method, names: TaskNames, group_by: GroupBy | None, every: int, history: int | None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        names: TaskNames,
+        group_by: GroupBy | None,
+        every: int,
+        history: int | None,
+        ranks: Ranks | None = None,
+        sync: SyncMode = "global",
+    ) -> None:
         super().__init__(method, names)
         self._group_by = group_by
         self._by_sample = group_by == SAMPLE and method.spec.family != "coordinatewise"
@@ -62,6 +74,8 @@ class Surgery(MethodMemory):
         if every > 1:
             self._check_weighted("every", f"every={every}")
         self._reuse = Reuse(every)
+        self._ranks = ranks
+        self._together = ranks if sync == "global" else None
         self._history: deque[Statistics] = deque(maxlen=history)
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
         self._losses: dict[str, Tensor | float] = {}
@@ -79,6 +93,7 @@ class Surgery(MethodMemory):
         accumulate: bool = False,
         scale: Tensor | None = None,
         kind: str = "features",
+        here: Sequence[bool] | None = None,
     ) -> list[Tensor | None]:
         """gram -> weights -> combine over the tasks of one step. [P]
 
@@ -91,6 +106,7 @@ class Surgery(MethodMemory):
             accumulate: add to what is in ``targets``.
             scale: by which the gradients were multiplied, float64 on their device: the result is, too, but not what decides. []
             kind: of what they are the gradients; weights of one kind do not serve another.
+            here: which of them this rank has, where the gradients were reduced over the ranks already. [T]
         """
         told, self._losses = self._losses, {}  # whatever becomes of this step, they are not the next one's
         result: list[Tensor | None] = [None] * given.pieces if targets is None else list(targets)
@@ -113,19 +129,25 @@ class Surgery(MethodMemory):
         second = against if against is None or whole else against.at(range(against.pieces), places)
         ops.warn_if_reference(grads.device)
         out = grads.empty() if targets is None else [targets[p] for p in reached]
-        serve = (kind, grads.present, group_names)
+        present = grads.present if here is None else tuple(t is not None and here[t] for t in places)
+        serve = (kind, self._served(present), group_names)
         kept = self._reuse.take(serve, grads.device)
         if kept is None:
-            losses = self._checked_losses(told, grads.present, grads.device)
-            step = Step(self._state(grads, reached, () if self._by_sample else group_names), grads.present, losses, second)
+            losses = self._checked_losses(told, present, grads.device)
+            step = Step(self._state(grads, reached, () if self._by_sample else group_names), present, losses, second)
             if self._by_sample:
                 solution = self.method.samples_surgery_(out, grads, step, accumulate)
+            elif self._together is not None:
+                K = ops.gram(grads.entries, grads.tasks, grads.stacked, groups or None)
+                solution, present = self._solve_together(K, step, "samples" if here is None else "coordinates", scale)
+                assert solution.weights is not None
+                ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, groups or None)
             else:
                 solution = scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale)
         else:
             ops.combine_(out, grads.entries, kept, grads.stacked, accumulate, groups or None)
             solution = Solution(None, kept)
-        self._record(solution, serve, renewed=kept is None)
+        self._record(solution, present, serve, renewed=kept is None)
         for p, tensor in zip(reached, out, strict=True):
             if targets is not None or given.shape(p) is not None:
                 result[p] = tensor
@@ -151,8 +173,53 @@ class Surgery(MethodMemory):
         like = TaskGradients([K], len(places), stacked=True)
         step = Step(self._state(like, [], ()), here, self._checked_losses(told, here, K.device))
         solution = self.method.solve(K, step)
-        self._record(solution, ("parameters", here, ()), renewed=True)
+        self._record(solution, here, ("parameters", here, ()), renewed=True)
         return self._of(solution, names)
+
+    def _solve_together(
+        self, local: Tensor, step: Step, parts: Parts, scale: Tensor | None = None
+    ) -> tuple[Solution, tuple[bool, ...]]:
+        """The weights of K over all ranks, and which tasks some rank has. [T]
+
+        Args:
+            local: this rank's part of K. [T, T] or [G, T, T]
+            step: what else there is to know; of ``present``, what is on this rank.
+            parts: as of ``Ranks.gram``.
+            scale: by which the gradients were multiplied, float64; None: 1. []
+        """
+        assert self._together is not None
+        assert step.present is not None
+        K, present = self._together.gram(local, step.present, parts)
+        if scale is not None:
+            K = K / safe(scale) ** 2
+        solution = self.method.solve(K, step._replace(present=present))
+        assert solution.weights is not None
+        if self._together.checks:
+            self._together.check_same(solution.weights, self._step)
+        return solution, present
+
+    @torch.no_grad()
+    def _absent(self, device: torch.device) -> None:
+        """A step of the other ranks."""
+        self._losses = {}
+        T, groups = len(self._names), ()
+        if self._group_by is not None:
+            if not self._history:
+                raise RuntimeError("take_part: expected an earlier step of this rank, which tells the groups, found none.")
+            groups = self._history[-1].groups
+        here, serve = (False,) * T, ("features", (True,) * T, groups)
+        kept = self._reuse.take(serve, device)
+        if kept is not None:
+            self._record(Solution(None, kept), here, serve, renewed=False)
+            return
+        zeros = torch.zeros(*((len(groups),) if groups else ()), T, T, dtype=torch.float64, device=device)
+        like = TaskGradients([zeros[0] if groups else zeros], T, stacked=True)
+        solution, present = self._solve_together(zeros, Step(self._state(like, [], groups), here), "samples")
+        self._record(solution, present, serve, renewed=True)
+
+    def _served(self, present: tuple[bool, ...]) -> tuple[bool, ...]:
+        """For which tasks weights serve: on several ranks for all, as none knows at once whom the others have. [T]"""
+        return present if self._together is None else (True,) * len(present)
 
     @torch.no_grad()
     def _kept(self, names: Sequence[str], present: Sequence[bool], device: torch.device) -> Tensor | None:
@@ -164,7 +231,7 @@ class Surgery(MethodMemory):
             return None
         self._losses = {}
         solution = Solution(None, kept)
-        self._record(solution, serve, renewed=False)
+        self._record(solution, here, serve, renewed=False)
         return self._of(solution, names)
 
     @contextmanager
@@ -224,9 +291,8 @@ class Surgery(MethodMemory):
         groups, names = group_labels(paths(), self._group_by)
         return groups, tuple(names)
 
-    def _record(self, solution: Solution, serve: Served, *, renewed: bool) -> None:
-        _, present, groups = serve
-        tasks = tuple(self._names.known)
+    def _record(self, solution: Solution, present: tuple[bool, ...], serve: Served, *, renewed: bool) -> None:
+        tasks, groups = tuple(self._names.known), serve[2]
         step = Statistics(self._step, tasks, present, solution.gram, solution.weights, solution.status, groups, solution.combined)
         self._history.append(step)
         self._step += 1
