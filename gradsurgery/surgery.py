@@ -135,15 +135,8 @@ class Surgery(MethodMemory):
         if kept is None:
             losses = self._checked_losses(told, present, grads.device)
             step = Step(self._state(grads, reached, () if self._by_sample else group_names), present, losses, second)
-            if self._by_sample:
-                solution = self.method.samples_surgery_(out, grads, step, accumulate)
-            elif self._together is not None:
-                K = ops.gram(grads.entries, grads.tasks, grads.stacked, groups or None)
-                solution, present = self._solve_together(K, step, "samples" if here is None else "coordinates", scale)
-                assert solution.weights is not None
-                ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, groups or None)
-            else:
-                solution = scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale)
+            parts: Parts = "samples" if here is None else "coordinates"
+            solution, present = self._solved(out, grads, step, groups, accumulate, scale, parts)
         else:
             ops.combine_(out, grads.entries, kept, grads.stacked, accumulate, groups or None)
             solution = Solution(None, kept)
@@ -152,6 +145,29 @@ class Surgery(MethodMemory):
             if targets is not None or given.shape(p) is not None:
                 result[p] = tensor
         return result
+
+    def _solved(
+        self,
+        out: Sequence[Tensor],
+        grads: TaskGradients,
+        step: Step,
+        groups: Sequence[int],
+        accumulate: bool,
+        scale: Tensor | None,
+        parts: Parts,
+    ) -> tuple[Solution, tuple[bool, ...]]:
+        """The result of a step that finds weights, in ``out``; and which tasks have a gradient, on several ranks on any of them."""
+        assert step.present is not None
+        if self._by_sample:
+            return self.method.samples_surgery_(out, grads, step, accumulate), step.present
+        if self._together is None:
+            return scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale), step.present
+        of_piece = list(groups) or None
+        K = ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece)
+        solution, present = self._solve_together(K, step, parts, scale)
+        assert solution.weights is not None
+        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
+        return solution, present
 
     @torch.no_grad()
     def _decide(self, gram: Tensor, names: Sequence[str], present: Sequence[bool]) -> Tensor:
@@ -202,7 +218,7 @@ class Surgery(MethodMemory):
     def _absent(self, device: torch.device) -> None:
         """A step of the other ranks."""
         self._losses = {}
-        T, groups = len(self._names), ()
+        T, groups = len(self._names), tuple[str, ...]()
         if self._group_by is not None:
             if not self._history:
                 raise RuntimeError("take_part: expected an earlier step of this rank, which tells the groups, found none.")

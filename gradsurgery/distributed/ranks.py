@@ -63,9 +63,9 @@ class Ranks:
                 f"process_group: expected a group that this process is a member of, found rank {me}, members {self.members}."
             )
         backend, timeout = _backend_and_timeout(group)
-        self.group = dist.new_group(
-            self.members, timeout=timeout, backend=backend, use_local_synchronization=True, group_desc="gradsurgery"
-        )
+        made = dist.new_group(self.members, timeout, backend, use_local_synchronization=True, group_desc="gradsurgery")
+        assert isinstance(made, dist.ProcessGroup)
+        self.group = made
         self.size, self.rank = len(self.members), self.members.index(me)
         self.checks = dist.get_debug_level() is dist.DebugLevel.DETAIL
         self._upper: dict[tuple[int, torch.device], Tensor] = {}
@@ -101,8 +101,8 @@ class Ranks:
             yield
         except RuntimeError as error:
             raise RuntimeError(
-                f"{collective} {what} over the ranks {self.members} failed on rank {self.members[self.rank]}: {error}. Another rank "
-                "has ended, hangs, or never came here; its own error, if it has one, says why."
+                f"{collective} {what} over the ranks {self.members} failed on rank {self.members[self.rank]}: {error}. Another "
+                "rank has ended, hangs, or never came here; its own error, if it has one, says why."
             ) from error
 
     def check_same(self, weights: Tensor, step: int) -> None:

@@ -39,12 +39,9 @@ def ranks(world: int, work: Callable[..., Any], *arguments: Any, timeout: timede
         RankError: one of them raised, or ended in another way.
     """
     outcomes = attempts(world, work, *arguments, timeout=timeout, **environment)
-    failed = {rank: outcome for rank, outcome in enumerate(outcomes) if isinstance(outcome, str | int)}
-    if failed:
-        told = "\n".join(
-            f"rank {rank}: {outcome if isinstance(outcome, str) else f'exit status {outcome}'}" for rank, outcome in failed.items()
-        )
-        raise RankError(told)
+    told = [_told(rank, outcome) for rank, outcome in enumerate(outcomes) if not isinstance(outcome, tuple)]
+    if told:
+        raise RankError("\n".join(told))
     return [outcome[0] for outcome in outcomes]
 
 
@@ -60,6 +57,10 @@ def attempts(world: int, work: Callable[..., Any], *arguments: Any, timeout: tim
         for process in processes:
             process.join()
         return [_outcome(Path(folder, f"{rank}.pt"), process.exitcode) for rank, process in enumerate(processes)]
+
+
+def _told(rank: int, outcome: object) -> str:
+    return f"rank {rank}: {outcome}" if isinstance(outcome, str) else f"rank {rank} ended with status {outcome}"
 
 
 def _outcome(file: Path, status: int | None) -> Any:
