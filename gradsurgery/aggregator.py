@@ -238,7 +238,7 @@ class GradientAggregator(ParameterSpace):
 
         Raises:
             TypeError: ``model`` is no DistributedDataParallel.
-            ValueError: the ranks of an aggregator are not those of ``model``; or such a method, with a mean over those that are left.
+            ValueError: the ranks of an aggregator are not those of ``model``; or such a method with a mean over those left.
         """
         return joined(model, [self], divide_by_initial_world_size, enable, throw_on_early_termination)
 

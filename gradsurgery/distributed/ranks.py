@@ -79,8 +79,10 @@ class Ranks:
                 f"process_group: expected a group that this process is a member of, found rank {me}, members {self.members}."
             )
         self.size, self.rank = len(self.members), self.members.index(me)
-        like = group.get_group(0) if isinstance(group, DeviceMesh) else group
+        groups = [group.get_group(d) for d in range(group.ndim)] if isinstance(group, DeviceMesh) else [group]
+        like = groups[0]
         with self.named("new_group", "for GradientAggregator"):
+            _align_names(groups)
             made = dist.new_group(
                 self.members,
                 _timeout(like),
@@ -90,7 +92,7 @@ class Ranks:
             )
         assert isinstance(made, dist.ProcessGroup)
         self.group = made
-        self.checks = dist.get_debug_level() is dist.DebugLevel.DETAIL  # type: ignore[attr-defined]
+        self.checks = dist.get_debug_level() == dist.DebugLevel.DETAIL  # type: ignore[attr-defined]
         self._places: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def __deepcopy__(self, memo: object) -> Ranks:
@@ -316,6 +318,22 @@ def _members(group: Any) -> list[int]:
         f"process_group: expected a torch.distributed process group or a DeviceMesh, found {type(group).__name__}. For all "
         "processes pass torch.distributed.group.WORLD, after init_process_group()."
     )
+
+
+def _align_names(groups: Sequence[dist.ProcessGroup]) -> None:
+    """Lets the members of groups, which together have all ranks, find the same name for the next group that they make.
+
+    torch names a group by how many its process has made, and those who have made one for some ranks alone would wait for the others
+    under another name.
+    """
+    made = getattr(dist.distributed_c10d, "_world", None)
+    counts = [getattr(made, "group_count", 0)]
+    for group in groups:
+        every: list[Any] = [None] * group.size()
+        dist.all_gather_object(every, max(counts), group=group)
+        counts = every
+    if made is not None:
+        made.group_count = max(counts)
 
 
 def _timeout(group: dist.ProcessGroup) -> timedelta | None:

@@ -134,9 +134,8 @@ def _trained(model: Any, net: Net, surgery: gs.GradientAggregator, case: Case, r
     for step in range(case.steps):
         optimizer.zero_grad()
         for last, x, y in _micro_batches(step, case):
-            x, y = x.chunk(world)[rank], y.chunk(world)[rank]
             with nullcontext() if last or model is net else model.no_sync():
-                _propagate(model(x, list(range(TASKS))), y, surgery, case)
+                _propagate(model(x.chunk(world)[rank], list(range(TASKS))), y.chunk(world)[rank], surgery, case)
             assert surgery.weights is not None
             weights.append(surgery.weights)
             present.append(surgery.statistics().present)

@@ -77,7 +77,7 @@ def alone(case: Case) -> Seen:
         for t, out in zip(tasks, net(x, tasks), strict=True):
             parts = [(out[rows[r], 0] - y[rows[r], t]).square().mean() for r in range(2) if t in here[r]]
             losses.append(torch.stack(parts).sum() / 2)
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=False)  # or momentum would not move the head of a task that is absent
         _propagate(surgery, case, tasks, losses)
         optimizer.step()
         seen.note(surgery)
@@ -99,7 +99,7 @@ def _one(rank: int, case: Case) -> Seen:
         tasks = here[rank]
         x, y = (part.chunk(2)[rank] for part in batch(step, case.dtype))
         outputs = model(x, tasks)
-        optimizer.zero_grad(set_to_none=False)  # a head that is used nowhere has a gradient of zeros alone, too
+        optimizer.zero_grad(set_to_none=False)
         if tasks:
             losses = [(o[:, 0] - y[:, t]).square().mean() for t, o in zip(tasks, outputs, strict=True)]
             _propagate(surgery, case, tasks, losses)

@@ -24,7 +24,7 @@ class Plain(nn.Module):
 
 
 def counts(rank: int, wrapped: str) -> dict[str, tuple[list[Message], int]]:
-    """The messages of one step, after two others, without surgery, with it, and with each rank's own; and the profiler's count."""
+    """The messages of the third step, without surgery and with several, and how many the profiler counts in the sixth."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     surgeries: dict[str, Any] = {
         "plain": Plain(),
@@ -55,6 +55,10 @@ def _counted(rank: int, surgery: Any, wrapped: str, mesh: Any, pyramid: bool) ->
 
     step(0)
     step(1)
-    with Counted() as counted, torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with Counted() as counted:
         step(2)
+    step(3)
+    step(4)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step(5)
     return counted.messages, profiled(profile.key_averages())

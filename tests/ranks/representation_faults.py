@@ -6,12 +6,12 @@ import copy
 import os
 import pickle
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from ranks.representation import TASKS, Case, Net, aggregator, batch
+from ranks.said import said
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
@@ -30,7 +30,7 @@ def _step(net: Any, surgery: gs.GradientAggregator, rank: int, step: int, factor
 def broken(rank: int, fault: str) -> None:
     """Rank 1 ends, or hangs, or raises, in step 2."""
     surgery = aggregator(Case(), dist.group.WORLD)
-    model = DistributedDataParallel(Net(surgery, Case()))
+    model = DistributedDataParallel(Net(surgery, Case()), broadcast_buffers=False)  # whose own message would come first
     for step in range(4):
         if step == 2 and rank == 1:
             if fault == "ends":
@@ -83,19 +83,11 @@ def planted(rank: int) -> str:
     net = Net(surgery, Case())
     _step(net, surgery, rank, 0)
     if rank == 1:
-        surgery.method = gs.GradientAggregator("sum").method
-    return _said(lambda: _step(net, surgery, rank, 1))
+        surgery.method = gs.GradientAggregator("mean").method
+    return said(lambda: _step(net, surgery, rank, 1))
 
 
 # --- what is compared when an aggregator is built -------------------------------------------------------------------------------
-
-
-def _said(action: Callable[[], Any]) -> str:
-    try:
-        action()
-    except Exception as error:
-        return f"{type(error).__name__} {error}"
-    return "nothing"
 
 
 def _by_first(name: str) -> str:
@@ -144,15 +136,15 @@ def _build(**arguments: Any) -> gs.GradientAggregator:
 
 
 def disagreements(rank: int) -> dict[str, str]:
-    return {name: _said(lambda given=given: _build(**given[rank])) for name, given in DIFFERENT.items()}
+    return {name: said(lambda given=given: _build(**given[rank])) for name, given in DIFFERENT.items()}
 
 
 def agreements(rank: int) -> dict[str, str]:
-    return {name: _said(lambda given=given: _build(**given)) for name, given in SAME.items()}
+    return {name: said(lambda given=given: _build(**given)) for name, given in SAME.items()}
 
 
 def refusals(rank: int) -> dict[str, str]:
-    return {name: _said(lambda given=given: _build(**given)) for name, given in REFUSED.items()}
+    return {name: said(lambda given=given: _build(**given)) for name, given in REFUSED.items()}
 
 
 def outside(rank: int) -> tuple[str, str, str]:
@@ -161,9 +153,9 @@ def outside(rank: int) -> tuple[str, str, str]:
     mesh = DeviceMesh("cpu", torch.tensor([0]), mesh_dim_names=("data",))
     turned = DeviceMesh("cpu", torch.tensor([1, 0]))
     return (
-        _said(lambda: _build(process_group=of_first)),
-        _said(lambda: _build(process_group=mesh)),
-        _said(lambda: _build(process_group=turned, seed=rank)),
+        said(lambda: _build(process_group=of_first)),
+        said(lambda: _build(process_group=mesh)),
+        said(lambda: _build(process_group=turned, seed=rank)),
     )
 
 
@@ -189,7 +181,7 @@ def copies(rank: int) -> tuple[str, str, Tensor, Tensor]:
     assert twin.weights is not None
     loaded = _build()
     loaded.load_state_dict(surgery.state_dict())
-    return _said(lambda: pickle.dumps(surgery)), _said(lambda: loaded.aggregate(grads)), surgery.weights, twin.weights
+    return said(lambda: pickle.dumps(surgery)), said(lambda: loaded.aggregate(grads)), surgery.weights, twin.weights
 
 
 def taking_part(rank: int) -> tuple[str, ...]:
@@ -207,4 +199,4 @@ def taking_part(rank: int) -> tuple[str, ...]:
         dropped.take_part()
         dropped.detach(features)
 
-    return tuple(_said(action) for action in (alone.take_part, grouped.take_part, waiting.take_part, local.take_part, drops))
+    return tuple(said(action) for action in (alone.take_part, grouped.take_part, waiting.take_part, local.take_part, drops))

@@ -32,8 +32,8 @@ NAMED = {
 REFUSED = {
     "undeclared": "ValueError tasks: expected their names, or their number, with process_group=",
     "coordinatewise": "ValueError process_group: expected a method that K decides, found 'graddrop'",
-    "buffered": "ValueError process_group: expected a method that K decides (families gram, scalarization), found 'moco' of family",
-    "two batches": "ValueError process_group: expected a method that K decides (families gram, scalarization), found 'modo' of family",
+    "buffered": "ValueError process_group: expected a method that K decides (families gram, scalarization), found 'moco'",
+    "two batches": "ValueError process_group: expected a method that K decides (families gram, scalarization), found 'modo'",
     "samples": "ValueError process_group: expected None with group_by='sample'",
     "no group": "TypeError process_group: expected a torch.distributed process group or a DeviceMesh, found str.",
     "sync": "ValueError sync: expected",
@@ -96,7 +96,7 @@ def test_without_init_process_group() -> None:
     assert dist.group.WORLD is None
     with pytest.raises(ValueError, match=r"sync: expected 'global' without a process group.*before init_process_group"):
         gs.GradientAggregator("pcgrad", tasks=2, process_group=dist.group.WORLD, sync="local")
-    with pytest.raises(TypeError, match="process_group: expected a torch.distributed process group or a DeviceMesh, found bool"):
+    with pytest.raises(TypeError, match=r"process_group: expected .* found bool"):
         gs.GradientAggregator("pcgrad", tasks=2, process_group=True)
 
 
@@ -112,7 +112,7 @@ class Without:
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            for attribute in [a for a in dir(module) if "c10d" in a]:
+            for attribute in [a for a in dir(module) if any(part in a for part in ("c10d", "rpc", "dist_autograd"))]:
                 delattr(module, attribute)
         spec.loader.exec_module = exec_module
         return spec
@@ -133,6 +133,7 @@ for call in (lambda: gs.GradientAggregator("pcgrad", tasks=2, process_group=obje
 """
 
 
+@pytest.mark.slow
 def test_a_torch_without_distributed(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(WITHOUT_DISTRIBUTED)

@@ -44,7 +44,7 @@ def test_other_weights_on_one_rank_are_found_in_debug_mode() -> None:
     told = ranks(3, planted, TORCH_DISTRIBUTED_DEBUG="DETAIL")
     assert len(set(told)) == 1
     assert told[0].startswith("RuntimeError weights: expected the same bits on every rank in step 1, found rank 0: [")
-    assert "rank 1: [1.0, 1.0, 1.0]; rank 2: [" in told[0]
+    assert "rank 1: [0.333" in told[0]
 
 
 def test_steps_without_a_task_that_cannot_be() -> None:
