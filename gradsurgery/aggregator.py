@@ -72,7 +72,8 @@ class GradientAggregator(ParameterSpace):
         process_group: the processes among which the batch is divided, as a process group (``torch.distributed.group.WORLD``) or a
             DeviceMesh: surgery is that of one process with the whole batch, where the loss of a task is the mean of the ranks' (as
             DistributedDataParallel and FSDP have it). Needs ``tasks``, and a method that K decides. Every rank takes part in every
-            step (``take_part``). Building the aggregator is collective. With ``every``, weights serve whichever tasks are present.
+            step (``take_part``, ``join``). Building the aggregator is collective, and makes a communicator that lasts as long as
+            torch.distributed. With ``every``, weights serve whichever tasks are present, and all count as present in between.
         sync: "local": every rank operates on the gradients of its own samples, and what the ranks found is averaged. Another
             algorithm, whose result depends on how the batch is divided; without a message in ``split`` and ``detach``.
 
@@ -192,19 +193,21 @@ class GradientAggregator(ParameterSpace):
 
     # --- several processes --------------------------------------------------------------------------------------------------
 
-    def take_part(self, device: torch.device | str = "cpu") -> None:
+    def take_part(self, device: torch.device | str | None = None, loss: Tensor | None = None) -> None:
         """This rank's part of a step in which no backward pass reaches its features: a batch without a label, or no batch left.
 
         The others wait for it, as surgery is of all ranks' gradients. Here nothing is written, the step is counted, and features
-        that ``detach`` gave are dropped. If this rank has a backward pass of its own around the features, for the sake of the
-        messages of a wrapped model, call this first: the others come here before they end theirs.
+        that ``detach`` gave are dropped.
 
         Args:
-            device: where the model lies.
+            device: where the model lies; None: where ``loss`` does, or the CPU.
+            loss: what this rank propagates all the same, for the sake of the messages of a wrapped model: zero times what its
+                forward pass came to before ``split`` (``features.sum() * 0.0``). It is propagated here, in the midst, since the
+                others come to surgery before they have sent all of theirs, and after some.
 
         Raises:
             RuntimeError: there is no process group; with groups of tensors, no earlier step has told which there are; gradients
-                have reached the features of ``detach``; or another rank did not come.
+                have reached the features of ``detach``, or ``loss`` reaches those of ``split``; or another rank did not come.
         """
         if self._ranks is None:
             raise RuntimeError("take_part: expected an aggregator with process_group=; without one nobody waits for this process.")
@@ -215,8 +218,17 @@ class GradientAggregator(ParameterSpace):
                 )
             self._detached.release()
             self._detached = None
-        if self._together is not None:
-            self._absent(torch.device(device))()
+        if device is None:
+            device = "cpu" if loss is None else loss.device
+        finish = None if self._together is None else self._absent(torch.device(device))
+        if loss is not None:
+            self._takes_part = True
+            try:
+                loss.backward()
+            finally:
+                self._takes_part = False
+        if finish is not None:
+            finish()
 
     def join(
         self,

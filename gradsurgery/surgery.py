@@ -79,6 +79,7 @@ class Surgery(MethodMemory):
         self._history: deque[Statistics] = deque(maxlen=history)
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
         self._losses: dict[str, Tensor | float] = {}
+        self._takes_part = False  # whether a loss is propagated that should reach no task's features
 
     # --- one step -----------------------------------------------------------------------------------------------------------
 
@@ -108,6 +109,11 @@ class Surgery(MethodMemory):
             kind: of what they are the gradients; weights of one kind do not serve another.
             here: which of them this rank has, where the gradients were reduced over the ranks already. [T]
         """
+        if self._takes_part:
+            raise RuntimeError(
+                "take_part: expected a loss of what comes before split(), found that its backward pass reaches a task's features, "
+                "so that this step has a task. Call backward() on it without take_part()."
+            )
         told, self._losses = self._losses, {}  # whatever becomes of this step, they are not the next one's
         result: list[Tensor | None] = [None] * given.pieces if targets is None else list(targets)
         reached = given.reached()

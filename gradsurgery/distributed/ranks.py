@@ -268,7 +268,12 @@ def checked_ranks(group: Any, sync: SyncMode, method: Method, names: TaskNames, 
         )
     ranks = Ranks(group)
     of_method = {name: getattr(method, name) for name in method.spec.options}
-    ranks.agree({"tasks": names.known, "method": method.spec.name, **of_method, "sync": sync, **options}, "GradientAggregator")
+    told = {"tasks": names.known, "method": method.spec.name, **of_method, "sync": sync, **options}
+    try:
+        ranks.agree(told, "GradientAggregator")
+    except ValueError:
+        dist.destroy_process_group(ranks.group)  # on every rank: nobody would use it
+        raise
     return ranks
 
 

@@ -9,6 +9,9 @@ import torch
 import torch.distributed as dist
 from ranks.representation import TASKS, Case, Net, aggregator, batch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import gradsurgery as gs
@@ -48,19 +51,32 @@ class Seen:
         statistics = surgery.statistics()
         assert surgery.weights is not None
         self.weights.append(surgery.weights)
-        self.gram.append(statistics.gram)
-        self.cosines.append(statistics.cosines)
+        if statistics._gram is not None:  # or weights served again
+            self.gram.append(statistics.gram)
+            self.cosines.append(statistics.cosines)
         self.present.append(statistics.present)
         self.memory = dict(surgery.named_buffers())
 
 
 class Some(Net):
-    """A network of which a rank uses some heads, or none."""
+    """A network of which a rank uses some heads, or none; with zero beside their outputs, of which the trunk is a part.
+
+    FSDP wants a gradient of every parameter on every rank: there all heads are a part of it (``whole``). That goes around the
+    surgery, and the tasks stay absent.
+    """
+
+    whole = False
 
     def forward(self, x: Tensor, tasks: list[int]) -> list[Tensor]:
+        z = self.trunk(x)
+        zero = z.sum() * 0.0
+        for head in self.heads if self.whole else ():
+            zero = zero + head(z.detach()).sum() * 0.0
         if not tasks:
-            return [self.trunk(x).sum() * 0.0]
-        return super().forward(x, tasks)
+            return [zero]
+        views = self.surgery.split({"low": z[:, :3], "high": z[:, 3:]} if self.pyramid else z, [str(t) for t in tasks])
+        joined = [torch.cat([v["low"], v["high"]], 1) if self.pyramid else v for v in views]
+        return [*(self.heads[t](v) for t, v in zip(tasks, joined, strict=True)), zero]
 
 
 def alone(case: Case) -> Seen:
@@ -92,30 +108,38 @@ def together(rank: int, cases: list[Case]) -> list[Seen]:
 def _one(rank: int, case: Case) -> Seen:
     surgery = aggregator(case, dist.group.WORLD)
     net = Some(surgery, case)
-    model = DistributedDataParallel(net, find_unused_parameters=True)
+    if case.wrapped == "fsdp":
+        mesh = init_device_mesh("cpu", (2,))
+        net.whole = True
+        fully_shard(net.trunk, mesh=mesh)
+        model: Any = fully_shard(net, mesh=mesh)
+    else:
+        model = DistributedDataParallel(net, find_unused_parameters=True)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     seen = Seen({})
     for step, here in enumerate(SCHEDULE):
         tasks = here[rank]
         x, y = (part.chunk(2)[rank] for part in batch(step, case.dtype))
-        outputs = model(x, tasks)
+        *outputs, zero = model(x, tasks)
         optimizer.zero_grad(set_to_none=False)
         if tasks:
             losses = [(o[:, 0] - y[:, t]).square().mean() for t, o in zip(tasks, outputs, strict=True)]
-            _propagate(surgery, case, tasks, losses)
+            _propagate(surgery, case, tasks, losses, zero)
         else:
-            surgery.take_part()
-            outputs[0].backward()
+            surgery.take_part(loss=zero)
         optimizer.step()
         seen.note(surgery)
-    seen.parameters = {name: p.detach() for name, p in net.named_parameters()}
+    whole = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in net.named_parameters()}
+    seen.parameters = {name: p.detach() for name, p in whole.items()}
     return seen
 
 
-def _propagate(surgery: gs.GradientAggregator, case: Case, tasks: list[int], losses: list[Tensor]) -> None:
+def _propagate(
+    surgery: gs.GradientAggregator, case: Case, tasks: list[int], losses: list[Tensor], zero: Tensor | float = 0.0
+) -> None:
     if "losses" in surgery.method.needs:
         surgery.observe({str(t): loss for t, loss in zip(tasks, losses, strict=True)})
-    torch.stack(losses).sum().backward()
+    (torch.stack(losses).sum() + zero).backward()
 
 
 # --- without a wrapper ----------------------------------------------------------------------------------------------------------

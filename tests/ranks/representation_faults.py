@@ -139,6 +139,13 @@ def disagreements(rank: int) -> dict[str, str]:
     return {name: said(lambda given=given: _build(**given[rank])) for name, given in DIFFERENT.items()}
 
 
+def groups_left(rank: int) -> int:
+    """How many process groups more there are after those that were refused."""
+    before = len(dist.distributed_c10d._world.pg_map)
+    disagreements(rank)
+    return len(dist.distributed_c10d._world.pg_map) - before
+
+
 def agreements(rank: int) -> dict[str, str]:
     return {name: said(lambda given=given: _build(**given)) for name, given in SAME.items()}
 
@@ -199,4 +206,7 @@ def taking_part(rank: int) -> tuple[str, ...]:
         dropped.take_part()
         dropped.detach(features)
 
-    return tuple(said(action) for action in (alone.take_part, grouped.take_part, waiting.take_part, local.take_part, drops))
+    misled = _build(sync="local")
+    reached = misled.split(features)[0].sum() * 0.0
+    actions = (alone.take_part, grouped.take_part, waiting.take_part, local.take_part, drops)
+    return *(said(action) for action in actions), said(lambda: misled.take_part(loss=reached))

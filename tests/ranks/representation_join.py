@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from ranks.representation import TASKS, Case, Net, aggregator, batch
 from ranks.said import said
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+
+import gradsurgery as gs
 
 BATCHES = (5, 3)
 """Of each of two ranks."""
@@ -60,6 +65,45 @@ def uneven_alone(case: Case, batches: tuple[int, ...], initially: bool) -> tuple
         optimizer.step()
     weights = [w for w in (s.device_weights for s in surgery.history) if w is not None]
     return torch.cat([p.detach().flatten() for p in net.parameters()]), weights
+
+
+class TwoLevels(nn.Module):
+    """Two aggregators, one above the other: task 0 leaves at the first."""
+
+    def __init__(self, group: Any) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.low, self.high = nn.Linear(6, 8).double(), nn.Linear(8, 8).double()
+        self.heads = nn.ModuleList(nn.Linear(8, 1) for _ in range(TASKS)).double()
+        self.first = gs.GradientAggregator("pcgrad", tasks=2, process_group=group)
+        self.second = gs.GradientAggregator("upgrad", tasks=TASKS - 1, process_group=group)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z, rest = self.first.split(torch.tanh(self.low(x)))
+        views = (z, *self.second.split(torch.tanh(self.high(rest))))
+        return torch.cat([head(view) for head, view in zip(self.heads, views, strict=True)], 1)
+
+
+def two_levels(rank: int | None) -> dict[str, Tensor]:
+    """The parameters; of one process with the whole batch, where there is no rank."""
+    net = TwoLevels(None if rank is None else dist.group.WORLD)
+    model = net if rank is None else DistributedDataParallel(net)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with nullcontext() if rank is None else net.second.join(model):
+        for k in range(max(BATCHES) if rank is None else BATCHES[rank]):
+            x, y = batch(k, torch.float64)
+            parts = [(x.chunk(2)[r], y.chunk(2)[r]) for r in range(2) if (k < BATCHES[r] if rank is None else r == rank)]
+            losses = [(model(x) - y).square().mean(0).sum() for x, y in parts] if rank is not None else _of_parts(model, parts)
+            optimizer.zero_grad()
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+    return {name: p.detach() for name, p in net.named_parameters()}
+
+
+def _of_parts(model: nn.Module, parts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """In one forward pass, the ranks' losses' shares of their mean over two."""
+    out = model(torch.cat([x for x, _ in parts])).chunk(len(parts))
+    return [(o - y).square().mean(0).sum() / 2 for o, (_, y) in zip(out, parts, strict=True)]
 
 
 def terminated(rank: int) -> int:

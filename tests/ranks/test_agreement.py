@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks.launch import ranks
-from ranks.representation_faults import SAME, agreements, copies, disagreements, half, outside, refusals
+from ranks.representation_faults import SAME, agreements, copies, disagreements, groups_left, half, outside, refusals
 
 import gradsurgery as gs
 
@@ -47,6 +47,10 @@ def test_what_differs_is_named_on_every_rank() -> None:
             assert told[name].startswith("ValueError "), name
             assert expected in told[name], name
         assert "seed: expected the same" in told["two"], "all that differs is named"
+
+
+def test_a_communicator_that_is_refused_is_given_back() -> None:
+    assert ranks(2, groups_left) == [0, 0]
 
 
 def test_what_is_the_same_but_for_its_address() -> None:

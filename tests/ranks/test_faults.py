@@ -48,8 +48,9 @@ def test_other_weights_on_one_rank_are_found_in_debug_mode() -> None:
 
 
 def test_steps_without_a_task_that_cannot_be() -> None:
-    for no_group, grouped, waiting, local, dropped in ranks(2, taking_part):
+    for no_group, grouped, waiting, local, dropped, misled in ranks(2, taking_part):
         assert no_group.startswith("RuntimeError take_part: expected an aggregator with process_group=")
         assert grouped.startswith("RuntimeError take_part: expected an earlier step of this rank")
         assert waiting.startswith("RuntimeError take_part: expected a step without a task, found gradients at the features")
         assert (local, dropped) == ("nothing", "nothing")
+        assert misled.startswith("RuntimeError take_part: expected a loss of what comes before split(), found that its backward")

@@ -47,6 +47,28 @@ def test_tasks_are_absent_on_some_ranks_or_on_all() -> None:
                 _close(getattr(seen, name), getattr(one, name))
 
 
+def test_weights_that_serve_again_serve_whichever_tasks_are_present() -> None:
+    """No message tells then which these are: all count as present, and ranks that take no part otherwise count the step."""
+    outcomes: list[list[Seen]] = ranks(2, together, [Case("upgrad", options={"every": 3})])
+    expected = [(True,) * 3] * len(SCHEDULE)
+    expected[3] = (True, False, False)  # found anew there, as in steps 0 and 6
+    expected[6] = (True, False, True)
+    for [seen] in outcomes:
+        assert seen.present == expected
+        assert all(map(torch.equal, seen.weights, outcomes[0][0].weights))
+        assert torch.equal(seen.weights[0], seen.weights[2])
+
+
+@pytest.mark.slow
+def test_a_rank_without_a_task_under_fully_shard() -> None:
+    case = Case("upgrad", wrapped="fsdp")
+    one = alone(case)
+    for [seen] in ranks(2, together, [case]):
+        assert seen.present == one.present
+        _close(seen.weights, one.weights)
+        _close(seen.parameters, one.parameters)
+
+
 @pytest.mark.parametrize("form", ["split", "detach"])
 def test_views_that_a_rank_does_not_use(form: str) -> None:
     for of_rank in ranks(2, unused_views, form):

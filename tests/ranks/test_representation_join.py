@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from ranks.launch import ranks
 from ranks.representation import Case
-from ranks.representation_join import BATCHES, refused, terminated, uneven, uneven_alone
+from ranks.representation_join import BATCHES, refused, terminated, two_levels, uneven, uneven_alone
 
 CASES: list[tuple[Case, tuple[int, ...], bool]] = [
     (Case("pcgrad"), BATCHES, True),
@@ -35,6 +35,12 @@ def test_three_ranks_of_three_lengths() -> None:
     case = (Case("cagrad"), (1, 4, 2), True)
     expected, _ = uneven_alone(*case)
     for [(parameters, _)] in ranks(3, uneven, [case]):
+        torch.testing.assert_close(parameters, expected, rtol=0, atol=1e-12)
+
+
+def test_every_aggregator_of_the_model_is_shadowed() -> None:
+    expected = two_levels(None)
+    for parameters in ranks(2, two_levels):
         torch.testing.assert_close(parameters, expected, rtol=0, atol=1e-12)
 
 
