@@ -199,7 +199,7 @@ class Ranks:
             mask = torch.tensor(here, device=local.device)
             local = local.clone()
             diagonal = local.diagonal(dim1=-2, dim2=-1)
-            diagonal.copy_(torch.where(mask, diagonal, -0.0))
+            diagonal.copy_(torch.where(mask | (diagonal != 0), diagonal, -0.0))  # a shard has the others' parts, too
             losses = None if losses is None else torch.where(mask, losses, 0.0)
         upper, _ = self._triangle(local.shape[-1], local.device)
         triangle = local.flatten(-2).index_select(-1, upper).flatten()
