@@ -22,7 +22,7 @@ from gradsurgery.distributed import Parts, Ranks, SyncMode
 from gradsurgery.memory import MethodMemory
 from gradsurgery.methods import Method, Solution, Step
 from gradsurgery.methods.by_sample import check_by_sample
-from gradsurgery.methods.registry import WEIGHTED
+from gradsurgery.methods.registry import WEIGHTED, required_losses
 from gradsurgery.monitor import Statistics
 from gradsurgery.options import check_integer
 from gradsurgery.reuse import Reuse, Served
@@ -140,7 +140,10 @@ class Surgery(MethodMemory):
         else:
             ops.combine_(out, grads.entries, kept, grads.stacked, accumulate, groups or None)
             solution = Solution(None, kept)
-        self._record(solution, present, serve, renewed=kept is None)
+        if kept is None and here is not None and solution.gram is None:  # one task alone, on any rank
+            self._plain_step(self._names.known[present.index(True)], grads.device)
+        else:
+            self._record(solution, present, serve, renewed=kept is None)
         for p, tensor in zip(reached, out, strict=True):
             if targets is not None or given.shape(p) is not None:
                 result[p] = tensor
@@ -204,8 +207,15 @@ class Surgery(MethodMemory):
             scale: by which the gradients were multiplied, float64; None: 1. []
         """
         assert self._together is not None
-        assert step.present is not None
-        K, present = self._together.gram(local, step.present, parts)
+        here = step.present
+        assert here is not None
+        if "losses" in self.method.needs:
+            if any(here):
+                required_losses(self.method, step)
+            step = step._replace(losses=self._together.mean(step.losses, here, local))
+        K, present = self._together.gram(local, here, parts)
+        if parts == "coordinates" and sum(present) == 1:
+            return Solution(None, K.new_tensor(present).expand(K.shape[:-1]).contiguous()), present
         if scale is not None:
             K = K / safe(scale) ** 2
         solution = self.method.solve(K, step._replace(present=present))
@@ -241,7 +251,7 @@ class Surgery(MethodMemory):
     def _kept(self, names: Sequence[str], present: Sequence[bool], device: torch.device) -> Tensor | None:
         """The weights of an earlier step for one more step, in the order of ``names``; None where they have to be renewed. [T]"""
         here = tuple(t is not None and present[t] for t in self._places(names))
-        serve = ("parameters", here, ())
+        serve = ("parameters", self._served(here), ())
         kept = self._reuse.take(serve, device)
         if kept is None:
             return None

@@ -141,6 +141,21 @@ class Ranks:
         diagonal = K.reshape(-1, *K.shape[-2:])[0].diagonal()
         return K + 0.0, tuple((~(diagonal.signbit() & (diagonal == 0))).tolist())
 
+    def mean(self, values: Tensor | None, here: Sequence[bool], like: Tensor) -> Tensor:
+        """The mean over the ranks of a number a task, 0 on a rank without the task. [T] float64
+
+        Args:
+            values: this rank's; None: it has no task. [T] float64
+            here: which tasks this rank has. [T]
+            like: a tensor on their device, float64.
+        """
+        sent = like.new_zeros(len(here))
+        if values is not None:
+            sent = torch.where(torch.tensor(here, device=like.device), values, 0.0) / self.size
+        with self.named("all_reduce", f"of the losses ({len(here)} doubles)"):
+            dist.all_reduce(sent, group=self.group)
+        return sent
+
     def _packed(self, local: Tensor, present: Sequence[bool]) -> Tensor:
         """The upper triangle of K, with −0 for the tasks that are not here. [T(T+1)/2] or [G, T(T+1)/2]"""
         if not all(present):
