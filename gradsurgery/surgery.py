@@ -357,6 +357,11 @@ class Surgery(MethodMemory):
         return self._names.declared
 
     @property
+    def several(self) -> bool:
+        """Whether a process group was given to the constructor, whose ranks make each step together."""
+        return self._ranks is not None
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks known so far."""
         return tuple(self._names.known)

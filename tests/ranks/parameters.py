@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +38,16 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         z = self.trunk(x)
         return {task: head(z)[:, 0] for task, head in self.heads.items()}
+
+
+def mask_of(tasks: Sequence[str], labels: Tensor, task: str) -> Tensor:
+    """Which samples have a task, of labels [T, B]. [B]"""
+    return labels[tasks.index(task)]
+
+
+def all_of(y: Tensor, task: str) -> Tensor:
+    """All samples. [B]"""
+    return torch.ones(len(y), dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ def run(setting: Setting, rank: int = 0, world: int = 1, group: Any = None) -> R
         net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     scaler = None if setting.scale is None else torch.amp.GradScaler("cpu", init_scale=setting.scale)
-    weights, present, grams = [], [], []
+    weights, present, grams = [], []
     for step in range(setting.steps):
         optimizer.zero_grad()
         x, y = whole_batch(step, setting.dtype)
@@ -130,7 +142,7 @@ def run(setting: Setting, rank: int = 0, world: int = 1, group: Any = None) -> R
         )  # [T, 12]
         for micro, places in enumerate(torch.arange(SIZE).chunk(setting.micro)):
             mine = places.chunk(world)[rank]
-            found = losses(net(x[mine]), y[mine], lambda task, mine=mine: labels[setting.tasks.index(task), mine])  # type: ignore[misc]
+            found = losses(net(x[mine]), y[mine], partial(mask_of, setting.tasks, labels[:, mine]))
             arguments = {"shared": net.trunk, "inputs": net if setting.inputs else None, "scaler": scaler}
             alone_without = group is None and all(loss is None for loss in found.values())
             if micro < setting.micro - 1:
@@ -192,14 +204,14 @@ def train_all(rank: int, settings: Sequence[Setting]) -> list[Run]:
     return [train(rank, setting) for setting in settings]
 
 
-def local(rank: int, whole_model: bool) -> tuple[list[Tensor | None], list[Tensor | None], list[bool]]:
-    """``.grad`` of surgery before averaging, what each rank finds by itself, and whether K was of this rank alone."""
+def local(rank: int, whole_model: bool) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """``.grad`` of surgery before averaging, and what this rank finds by itself."""
     world = dist.get_world_size()
     found = []
     for group in (dist.group.WORLD, None):
         net = Net()
         x, y = (part.chunk(world)[rank] for part in whole_batch(0, torch.float64))
-        here = losses(net(x), y, lambda task: torch.ones(len(y), dtype=torch.bool))
+        here = losses(net(x), y, partial(all_of, y))
         if whole_model and rank == world - 1:
             here = dict.fromkeys(here)
         if group is not None:
@@ -210,7 +222,7 @@ def local(rank: int, whole_model: bool) -> tuple[list[Tensor | None], list[Tenso
             with alone():
                 surgery.backward(here, net.trunk if whole_model else None)
         found.append([p.grad for p in net.parameters()])
-    return found[0], found[1], []
+    return found[0], found[1]
 
 
 @contextmanager
@@ -231,7 +243,7 @@ def traffic(rank: int, every: int) -> tuple[Counter[str], Counter[str]]:
     steps = []
     for step in range(2):
         x, y = (part.chunk(dist.get_world_size())[rank] for part in whole_batch(step, torch.float64))
-        here = losses(net(x), y, lambda task, y=y: torch.ones(len(y), dtype=torch.bool))  # type: ignore[misc]
+        here = losses(net(x), y, partial(all_of, y))
         with counted() as found:
             surgery.backward(here, trunk, trunk)
         steps.append(found)
@@ -252,8 +264,79 @@ def wrapped(rank: int, how: str) -> tuple[Tensor, list[Tensor]]:
         x, y = (part.chunk(world)[rank] for part in whole_batch(step, torch.float64))
         with model.no_sync() if "no_sync" in how else nullcontext():
             out = model.module(x) if "module" in how else model(x)
-            surgery.backward(losses(out, y, lambda task, y=y: torch.ones(len(y), dtype=torch.bool)), net.trunk)  # type: ignore[misc]
+            surgery.backward(losses(out, y, partial(all_of, y)), net.trunk)
         optimizer.step()
         assert surgery.weights is not None
         weights.append(surgery.weights)
     return torch.cat([p.detach().flatten() for p in net.parameters()]), weights
+
+
+def misuse(rank: int) -> dict[str, str]:
+    """What is said to steps that cannot be, and that nothing is written then."""
+    said: dict[str, str] = {}
+
+    def aggregator(**options: Any) -> gs.GradientAggregator:
+        return gs.GradientAggregator("pcgrad", tasks=TASKS, process_group=dist.group.WORLD, **options)
+
+    def attempt(name: str, step: Callable[[Net, dict[str, Tensor | None]], object], net: Net | None = None) -> None:
+        net = net or Net()
+        x, y = whole_batch(0, torch.float64)
+        found = losses(net(x), y, partial(all_of, y))
+        for p in net.parameters():
+            p.grad = None
+        try:
+            step(net, found)
+        except (RuntimeError, TypeError, ValueError) as error:
+            said[name] = str(error)
+        assert all(p.grad is None for p in net.parameters()), name
+
+    attempt("shared", lambda net, found: aggregator().backward(found))
+    attempt("memory", lambda net, found: aggregator().backward(found, net.trunk, memory="low"))
+    attempt("gram_on", lambda net, found: aggregator().backward(found, net.trunk, gram_on=net.trunk[3]))
+    attempt("names", lambda net, found: aggregator(group_by="layer").backward(found, list(net.trunk.parameters())))
+    attempt("other", lambda net, found: aggregator().backward(found, net.trunk[: 1 + 3 * rank]))
+    attempt("order", lambda net, found: aggregator().backward(found, list(net.trunk.parameters())[:: 1 - 2 * rank]))
+    attempt("tasks", lambda net, found: aggregator().backward({**found, "c": found["c"] if rank else None}, net.trunk))
+    attempt("nothing", lambda net, found: aggregator().backward(dict.fromkeys(TASKS), net.trunk, net))
+    attempt("unreached", lambda net, found: aggregator().backward(found, [net.unused], net))
+    attempt("no group", lambda net, found: gs.GradientAggregator("pcgrad").backward(found))
+
+    surgery, net = aggregator(), Net()
+    surgery.backward(losses(net(whole_batch(0, torch.float64)[0]), torch.ones(SIZE), lambda task: torch.ones(SIZE) > 0), net.trunk)
+    net.unused.data.fill_(2.0)
+    attempt(
+        "further",
+        lambda net, found: surgery.backward({**found, "a": found["a"] * net.unused.sum()}, net.trunk),  # type: ignore[operator]
+        net,
+    )
+    return said
+
+
+def not_finite(rank: int) -> tuple[list[bool], list[bool], Tensor]:
+    """With a loss that is NaN on one rank: which shared gradients are NaN everywhere, which heads', and the weights."""
+    surgery = gs.GradientAggregator("upgrad", tasks=TASKS, process_group=dist.group.WORLD)
+    net = Net()
+    x, y = (part.chunk(dist.get_world_size())[rank] for part in whole_batch(0, torch.float64))
+    found = losses(net(x), y, partial(all_of, y))
+    assert found["b"] is not None
+    surgery.backward({**found, "b": found["b"] * (float("nan") if rank else 1.0)}, net.trunk)
+    assert surgery.weights is not None
+    shared = [bool(p.grad.isnan().all()) for p in net.trunk.parameters() if p.grad is not None]
+    return shared, [bool(net.heads[task].weight.grad.isnan().any()) for task in TASKS], surgery.weights
+
+
+def totals(rank: int) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """``.grad`` of ``total(...).backward()`` and of ``backward``, where a rank has no loss."""
+    found = []
+    for how in ("total", "backward"):
+        surgery = gs.GradientAggregator("pcgrad", tasks=TASKS, process_group=dist.group.WORLD, seed=3)
+        net = Net()
+        x, y = (part.chunk(dist.get_world_size())[rank] for part in whole_batch(0, torch.float64))
+        here: Any = losses(net(x), y, partial(all_of, y)) if rank == 0 else dict.fromkeys(TASKS)
+        if how == "total":
+            surgery.total(here, net.trunk, net).backward()
+        else:
+            surgery.backward(here, net.trunk, net)
+        found.append([p.grad for p in net.parameters()])
+        assert copy.deepcopy(surgery).tasks == surgery.tasks
+    return found[0], found[1]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-
 from functools import cache
 
 import pytest
 import torch
 from ranks import parameters
 from ranks.launch import ranks
-from ranks.parameters import SIZE, Run, Setting
+from ranks.parameters import SIZE, TASKS, Run, Setting
 from tolerances import TOLERANCES
 
 PCGRAD = Setting("pcgrad", {"seed": 3})
@@ -84,9 +83,55 @@ def runs(world: int) -> list[list[Run]]:
     return list(zip(*ranks(world, parameters.train_all, list(SETTINGS.values())), strict=True))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings(name: str, world: int) -> None:
     setting, found = SETTINGS[name], list(runs(world)[list(SETTINGS).index(name)])
     expected = parameters.run(setting)
     assert_same(found, expected, 64 * TOLERANCES[setting.dtype].rounding * setting.steps)
+
+
+@pytest.mark.parametrize("how", ["plain", "find_unused_parameters", "static_graph", "find_unused_parameters no_sync", "module"])
+def test_under_distributed_data_parallel(how: str) -> None:
+    expected = parameters.run(PCGRAD.but(steps=3))
+    (found, weights), other = ranks(2, parameters.wrapped, how)
+    torch.testing.assert_close(found, expected.parameters, rtol=1e-12, atol=1e-12)
+    for w, right in zip(weights, expected.weights, strict=True):
+        torch.testing.assert_close(w, right, rtol=1e-12, atol=1e-12)
+    assert torch.equal(found, other[0])
+
+
+@pytest.mark.parametrize("with_nothing", [False, True])
+def test_surgery_before_averaging(with_nothing: bool) -> None:
+    """The mean of what every rank finds alone; with ``with_nothing`` one of them has no task."""
+    each = ranks(2, parameters.local, with_nothing)
+    for n, gradient in enumerate(each[0][0]):
+        alone = [found[1][n] for found in each]
+        assert (gradient is None) == all(g is None for g in alone)
+        if gradient is not None:
+            expected = sum((g / 2 for g in alone if g is not None), torch.zeros_like(gradient))
+            torch.testing.assert_close(gradient, expected, rtol=1e-15, atol=1e-15)
+            assert torch.equal(gradient, each[1][0][n])
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_traffic(world: int) -> None:
+    """(T + 1) N b (W - 1)/W bytes a rank, K in one message of T (T + 1)/2 doubles, and one of flags."""
+    T, N = len(TASKS), 5 * 3 * 9 + 5 + 45 * 7 + 7
+    for steps in ranks(world, parameters.traffic, 1):
+        for found in steps:
+            assert found["reduce_scatter"] + found["all_gather"] == pytest.approx((T + 1) * N * 8 * (world - 1) / world, rel=0.05)
+            assert found["messages of reduce_scatter"] == T
+            assert found["messages of all_gather"] == 1
+            doubles, flags = T * (T + 1) // 2, 4
+            assert found["messages of all_reduce"] == 2
+            assert found["all_reduce"] == pytest.approx((8 * doubles + 4 * flags) * 2 * (world - 1) / world, abs=2)
+
+
+def test_traffic_of_kept_weights() -> None:
+    """One weighted pass, and the average of one gradient."""
+    N = 5 * 3 * 9 + 5 + 45 * 7 + 7
+    _, second = ranks(2, parameters.traffic, 3)[0]
+    assert set(second) == {"all_reduce", "messages of all_reduce"}
+    assert second["messages of all_reduce"] == 1
+    assert second["all_reduce"] == pytest.approx(N * 8, rel=0.05)
