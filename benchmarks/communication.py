@@ -1,8 +1,8 @@
 """What surgery over many ranks would cost, by the model of ``gradsurgery.distributed.cost``.
 
 ``python benchmarks/communication.py`` draws docs/communication.png and prints the table that docs/distributed.md shows; with
-``--check FILE`` it only says by its exit status whether FILE shows that table. Bytes and messages are counted against real processes
-in the tests; seconds follow from links that are assumed, and nothing overlaps.
+``--check FILE`` it only says by its exit status whether FILE shows that table. Bytes and messages are counted against real ranks in
+the tests; seconds follow from links that are assumed, and nothing overlaps.
 """
 
 from __future__ import annotations
@@ -44,18 +44,22 @@ def table() -> str:
 
 
 def draw(path: Path = PICTURE) -> None:
-    """Seconds a step against the number of ranks, for two links; the band lies between trees and rings."""
+    """Seconds a step against the number of ranks, for two links: trees drawn through, rings dotted."""
     figure, axes = plt.subplots(1, len(LINKS), figsize=(10, 4), layout="constrained", sharey=True)
     for axis, (name, link) in zip(axes, LINKS.items(), strict=True):
         for mode in get_args(Mode):
-            low, high = ([seconds(mode, world, link, how) for world in WORLDS] for how in get_args(Algorithm)[::-1])
-            axis.plot(WORLDS, low, color=COLORS[mode], label=mode)
-            axis.fill_between(WORLDS, low, high, color=COLORS[mode], alpha=0.15, linewidth=0)
-        axis.set(xscale="log", yscale="log", xlabel="ranks", title=name)
+            if mode == "local":  # as data parallel
+                continue
+            for algorithm, line in (("tree", "--" if mode == "representation" else "-"), ("ring", ":")):
+                times = [seconds(mode, world, link, algorithm) for world in WORLDS]
+                width = 3.5 if mode == "data parallel" else 1.5
+                axis.plot(WORLDS, times, line, color=COLORS[mode], linewidth=width, label=mode if algorithm == "tree" else None)
+        axis.set(yscale="log", xlabel="ranks", title=name)
         axis.set_xscale("log", base=2)
     axes[0].set_ylabel("seconds of messages a step (model)")
-    axes[0].legend(frameon=False, fontsize=8)
-    figure.suptitle(f"N = {SHARED / 1e6:.1f}e6 shared and {HEADS / 1e6:.0f}e6 other parameters, float32, T = {TASKS}; no overlap")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+    sizes = f"N = {SHARED / 1e6:.1f}e6 shared and {HEADS / 1e6:.0f}e6 other parameters, float32, T = {TASKS}"
+    figure.suptitle(f"{sizes}; solid: trees, dotted: rings")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
