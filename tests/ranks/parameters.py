@@ -133,7 +133,7 @@ def run(setting: Setting, rank: int = 0, world: int = 1, group: Any = None) -> R
         net.to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     scaler = None if setting.scale is None else torch.amp.GradScaler("cpu", init_scale=setting.scale)
-    weights, present, grams = [], []
+    weights, present, grams = [], [], []
     for step in range(setting.steps):
         optimizer.zero_grad()
         x, y = whole_batch(step, setting.dtype)

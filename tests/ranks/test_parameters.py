@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 import torch
 from ranks import parameters
@@ -77,16 +75,16 @@ SETTINGS = {
 }
 
 
-@cache
-def runs(world: int) -> list[list[Run]]:
-    """Of every setting the ranks' runs. [S][world]"""
-    return list(zip(*ranks(world, parameters.train_all, list(SETTINGS.values())), strict=True))  # type: ignore[arg-type]
+@pytest.fixture(scope="module", params=[2, 3])
+def runs(request: pytest.FixtureRequest) -> dict[str, list[Run]]:
+    """Of every setting the ranks' runs."""
+    each = ranks(request.param, parameters.train_all, list(SETTINGS.values()))
+    return {name: list(of_setting) for name, *of_setting in zip(SETTINGS, *each, strict=True)}
 
 
-@pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_settings(name: str, world: int) -> None:
-    setting, found = SETTINGS[name], list(runs(world)[list(SETTINGS).index(name)])
+def test_settings(name: str, runs: dict[str, list[Run]]) -> None:
+    setting, found = SETTINGS[name], runs[name]
     expected = parameters.run(setting)
     assert_same(found, expected, 64 * TOLERANCES[setting.dtype].rounding * setting.steps)
 
