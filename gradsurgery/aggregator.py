@@ -364,7 +364,7 @@ class GradientAggregator(ParameterSpace):
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, has the state but neither listeners nor a step that is under way."""
         fresh: dict[str, Any] = {"_step_hooks": OrderedDict(), "_detached": None, "_collected": None, "_losses": {}}
-        fresh["_spare"] = Spare()
+        fresh |= {"_spare": Spare(), "_domain": None}
         return {**self.__dict__, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,14 +20,18 @@ from gradsurgery.capture.parameters import (
     Parameter,
     Parameters,
     TaskLosses,
+    check_operable,
     check_shared,
     listed,
+    own,
     plain_sum,
     task_losses,
     writable,
     write_grads,
 )
 from gradsurgery.capture.passes import Passes, Rows
+from gradsurgery.distributed.domain import Domain
+from gradsurgery.distributed.reduction import Average, Reduction
 from gradsurgery.methods.registry import WEIGHTED
 from gradsurgery.one_pass import OnePass, gram_of, measured_leaves, shared_leaves
 from gradsurgery.options import check_bool, check_choice
@@ -41,6 +46,7 @@ class ParameterSpace(Surgery):
         super().__init__(*args)
         self._collected: Collected | None = None
         self._spare = Spare()
+        self._domain: Domain | None = None
 
     def backward(
         self,
@@ -70,18 +76,27 @@ class ParameterSpace(Surgery):
         NaN, and leaves the method's memory as it is; the heads of the other tasks are not touched by it. Hooks change each task's
         gradient as in a backward pass of its own; one on a tensor where the tasks part, or near it, may see it two or three times.
 
+        With ``process_group=`` the model is on every rank, and ``.grad`` becomes what one process would find for the whole batch,
+        on every rank the same bits: no further averaging of gradients is needed, nor done by DistributedDataParallel, whose hooks
+        these passes do not reach. Each task's gradient is summed shard by shard while the next task's pass runs, and the combined
+        one is brought back. A rank may lack tasks, or all of them (None); losses that no rank has are refused, as by one process.
+        Sparse gradients become dense. With ``sync="local"`` each rank does what it would do alone, and what it would write is
+        averaged.
+
         Args:
             losses: a scalar a task, by name or in the order of the tasks, None for an absent one; a list where a task has several
                 batches. From one forward pass, or several. Methods that ask for the losses are told them.
             shared: a module, parameters, or named parameters (which ``group_by="layer"`` needs); frozen ones are left out. None:
-                all leaves that two tasks reach.
-            inputs: the only leaves to get gradients, as in ``torch.autograd.backward``; None: all.
+                all leaves that two tasks reach. Needed with ``process_group=``, the same on every rank.
+            inputs: the only leaves to get gradients, as in ``torch.autograd.backward``; None: all. With ``process_group=`` the same
+                on every rank; needed where ranks differ in the tasks of their first step.
             retain_graph: keep the graph for another backward pass.
             scaler: a ``torch.amp.GradScaler``, which multiplies the losses: hand them over as they are. ``.grad`` is scaled as
                 after ``scaler.scale(loss).backward()``; what decides is not, nor are the statistics.
             accumulate: add to ``.grad``; False: replace it, where a loss reaches.
             gram_on: a module or parameters on whose gradients K is measured, such as the last block that is shared: the T backward
-                passes end there, and one weighted pass goes on. The weights and the statistics are those of another K.
+                passes end there, and one weighted pass goes on. The weights and the statistics are those of another K. Not with
+                ``process_group=``, whose K is of shards of all T gradients; nor is "low".
             memory: "low" keeps no more than a small part of the T gradients at a time: K is gathered layer by layer, and one more,
                 weighted, backward pass brings the result. The same result, but for hooks that are not linear, and for rounding,
                 which happens before the weights multiply rather than after. Where the graph has no narrow place (a U-Net), or one
@@ -91,9 +106,10 @@ class ParameterSpace(Surgery):
 
         Raises:
             TypeError, ValueError: losses that are no scalars, do not require grad or have unknown names; no loss; a parameter that
-                is listed twice or is no leaf; nothing shared; a method that does not work from K with ``gram_on`` or "low".
+                is listed twice or is no leaf; nothing shared; a method that does not work from K with ``gram_on`` or "low";
+                parameters that differ from rank to rank.
             RuntimeError: nothing was captured; a graph that an earlier backward pass has used up; a re-entrant checkpoint; several
-                processes, whose gradients nobody would average.
+                processes without ``process_group=``, whose gradients nobody would average; a rank that did not come.
         """
         if losses is None:
             self._backward_captured(scaler, accumulate)
@@ -172,7 +188,8 @@ class ParameterSpace(Surgery):
             with self._losses_forgotten():
                 self._backward(batch, retain_graph, accumulate, on, memory, passes)
 
-        value = torch.stack(list(batch.values.values())).sum()
+        present = list(batch.values.values())
+        value = torch.stack(present).sum() if present else torch.zeros((), device=batch.device)
         return Called.apply(torch.zeros((), requires_grad=True, device=value.device), value, run)  # type: ignore[no-any-return]
 
     # --- what goes in -------------------------------------------------------------------------------------------------------
@@ -180,30 +197,41 @@ class ParameterSpace(Surgery):
     def _batch(self, losses: TaskLosses, shared: Parameters | None, inputs: Parameters | None, scaler: Any) -> Batch:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("backward: expected to be called outside torch.inference_mode(), whose tensors .grad cannot hold.")
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        if self._ranks is None and several_processes():
             raise RuntimeError(
                 f"backward: expected one process, found {torch.distributed.get_world_size()}. The gradients of losses do not pass "
-                "through DistributedDataParallel's hooks, so nobody would average them. Use split() or detach(), whose trunk "
-                "is propagated as usual."
+                "through DistributedDataParallel's hooks, so nobody would average them. Build the aggregator with process_group= "
+                "(torch.distributed.group.WORLD), whose ranks make one step of all their batches together."
             )
         if self._group_by == SAMPLE:
             raise ValueError(
                 "group_by: expected 'layer', 'tensor' or a function for surgery on parameters, whose gradients are sums over the "
                 "samples of a batch; found 'sample'. Use split() or detach()."
             )
-        found = task_losses(losses)
+        found = task_losses(losses, 1 if self._ranks is None else 0)
         names = list(losses) if isinstance(losses, Mapping) else self._names.present(len(found))
         for name in names:
             self._names.index(name)
-        wanted = None if inputs is None else {id(p.tensor) for p in listed(inputs, "inputs")}
+        wanted = None if inputs is None else {id(p.tensor): p for p in listed(inputs, "inputs")}
         if wanted is not None and not wanted:
             raise ValueError("inputs: expected parameters to give gradients to, found none; leave it out for all.")
         here = [t for t, own in enumerate(found) if own]
-        scale = None if scaler is None else scale_of(scaler, found[here[0]][0].device)
         given = None if shared is None else listed(shared, "shared")
+        if self._ranks is not None:
+            here.sort(key=lambda t: self._names.index(names[t]))  # the ranks' messages are in one order
+        if self._together is not None and given is None:
+            raise ValueError(
+                "shared: expected the parameters that the tasks share, with process_group=, as every rank has to send the same "
+                "ones; found None. Pass the trunk."
+            )
+        if self._together is not None and given is not None:
+            check_operable([p.tensor for p in given])
+            self._check_names(given)
         if given and wanted is not None and not any(id(p.tensor) in wanted for p in given):
             raise ValueError("shared: expected some of the parameters that inputs= names, found none of them.")
-        return Batch([names[t] for t in here], [found[t] for t in here], given, wanted, scale)
+        batch = Batch([names[t] for t in here], [found[t] for t in here], given, wanted)
+        batch.scale = None if scaler is None else scale_of(scaler, batch.device)
+        return batch
 
     @contextmanager
     def _names_undone_on_error(self) -> Iterator[None]:
@@ -230,7 +258,9 @@ class ParameterSpace(Surgery):
     ) -> None:
         self._check_one_pass(on, memory, passes)
         weighted = self.method.spec.family in WEIGHTED and self._group_by is None
-        if len(batch.names) == 1 and self._collected is None and accumulate and batch.wanted is None:
+        if self._together is not None:
+            self._over_ranks(batch, retain_graph, accumulate, passes)
+        elif len(batch.names) == 1 and self._collected is None and accumulate and batch.wanted is None and self._ranks is None:
             self._plainly(batch, retain_graph)
         elif weighted and len(batch.names) > 1 and batch.shared != [] and self._collected is None and passes == "sequential":
             self._in_one_pass(batch, retain_graph, accumulate, on, memory)
@@ -250,6 +280,8 @@ class ParameterSpace(Surgery):
     def _gathered(self, batch: Batch, retain_graph: bool, passes: str) -> Collected:
         """What was collected, and every task's gradients of one more batch."""
         self._spare.clear()
+        if not batch.names:
+            return (self._collected or Collected()).plus(batch, {}, {})
         graph = batch.graph()
         rows = batched_rows(graph, batch, retain_graph) if passes == "batched" else rows_of(graph, batch, retain_graph)
         return (self._collected or Collected()).plus(batch, graph.leaves, rows)
@@ -261,16 +293,23 @@ class ParameterSpace(Surgery):
                 "backward: no detached features are waiting, and no collected gradients. Call detach() before the heads and "
                 "backward() once after them, or give the losses; what total() returned has a backward() of its own."
             )
-        device = next(iter(self._collected.losses.values())).device
+        collected = self._collected
+        batch = Batch([], [], collected.shared, collected.wanted)
+        device = next((loss.device for loss in collected.losses.values()), batch.device)
+        batch.scale = None if scaler is None else scale_of(scaler, device)
         with self._losses_forgotten():
-            self._finish(self._collected, None if scaler is None else scale_of(scaler, device), accumulate)
+            if self._together is not None:
+                self._over_ranks(batch, False, accumulate, "sequential")
+            else:
+                self._finish(collected, batch.scale, accumulate)
         self._collected = None
 
     def _finish(self, collected: Collected, scale: Tensor | None, accumulate: bool) -> None:
         """Surgery on gathered gradients, and everything into ``.grad``, multiplied by the scale."""
         shared = collected.operated()
         names = [name for name in self._names.known if name in collected.tasks]
-        check_shared(shared, collected.shared, len(names))
+        if names or self._ranks is None:
+            check_shared(shared, collected.shared, len(names))
         operate = shared if len(names) > 1 else []
         if len(names) == 1:
             self._plain_step(names[0], next(iter(collected.leaves.values())).device)
@@ -278,7 +317,8 @@ class ParameterSpace(Surgery):
         columns = [Column.of(p.tensor, collected.rows[id(p.tensor)], names) for p in operate]
         held = [p.tensor.grad for p in operate]
         factor = ratio(scale, collected.scale)
-        in_place = accumulate and factor is None and all(column.touched is None for column in columns) and all(map(writable, held))
+        adds = accumulate and factor is None and self._ranks is None
+        in_place = adds and all(column.touched is None for column in columns) and all(map(writable, held))
         targets = [grad for grad in held if grad is not None] if in_place else [column.target for column in columns]
         operated = {id(p.tensor) for p in operate}
         others = [key for key, rows in collected.rows.items() if rows and key not in operated]
@@ -293,7 +333,136 @@ class ParameterSpace(Surgery):
                 gradient.mul_(factor.to(gradient))
         done = targets if in_place else [column.combined for column in columns]
         written = [*zip((p.tensor for p in operate), done, strict=True)]
-        write_grads([*written, *zip((collected.leaves[key] for key in others), sums, strict=True)], accumulate=accumulate)
+        written += zip((collected.leaves[key] for key in others), sums, strict=True)
+        self._write(written, collected.shared, collected.wanted, names, accumulate)
+
+    def _write(
+        self,
+        written: Sequence[tuple[Tensor, Tensor]],
+        shared: list[Parameter] | None,
+        wanted: dict[int, Parameter] | None,
+        names: Sequence[str],
+        accumulate: bool,
+    ) -> None:
+        """Gradients into ``.grad``; where each rank has operated on its own, their averages."""
+        if self._ranks is not None:
+            domain = self._agreed(shared, wanted, [leaf for leaf, _ in written], names)
+            written = self._averaged(domain, {id(leaf): gradient for leaf, gradient in written}, accumulate)
+        write_grads(written, accumulate=accumulate)
+
+    # --- several processes ----------------------------------------------------------------------------------------------------
+
+    def _over_ranks(self, batch: Batch, retain_graph: bool, accumulate: bool, passes: str) -> None:
+        """What one process would do with the losses of all ranks."""
+        with self._undone_on_error():
+            weights = self._kept_by_all(batch, passes)
+            if weights is not None:
+                written = self._weighted_by(weights, batch, retain_graph, accumulate)
+            else:
+                written = self._reduced(batch, retain_graph, accumulate, passes)
+        write_grads(written, accumulate=accumulate)
+        self._collected = None
+
+    def _agreed(
+        self,
+        shared: list[Parameter] | None,
+        wanted: dict[int, Parameter] | None,
+        reached: Iterable[Tensor],
+        names: Sequence[str],
+    ) -> Domain:
+        """The leaves that get gradients, which the ranks have compared."""
+        assert self._ranks is not None
+        found = list(reached)
+        if self._domain is None or not self._domain.serves(shared, wanted):
+            self._domain = Domain(self._ranks, shared, wanted, found, names)
+        self._domain.check(found)
+        return self._domain
+
+    def _kept_by_all(self, batch: Batch, passes: str) -> Tensor | None:
+        """The weights of an earlier step, where one weighted pass and one average are enough; by the known tasks. [T]"""
+        if self.method.spec.family not in WEIGHTED or self._group_by is not None or batch.shared == []:
+            return None
+        if self._collected is not None or passes != "sequential":
+            return None
+        known = self._names.known
+        return self._kept(known, [name in batch.names for name in known], batch.device)
+
+    def _weighted_by(self, weights: Tensor, batch: Batch, retain_graph: bool, accumulate: bool) -> list[tuple[Tensor, Tensor]]:
+        """The mean over the ranks of what one weighted pass brings to each."""
+        gradients: dict[int, Tensor] = {}
+        reached: list[Tensor] = []
+        if batch.names:
+            graph = batch.graph()
+            shared = {id(p.tensor): p.tensor for p in batch.shared or [] if id(p.tensor) in graph.leaves}
+            plan = OnePass(graph, batch.flows(), shared, retain_graph)
+            plan.to_where_tasks_part()
+            own_weights = torch.stack([weights[self._names.index(name)] for name in batch.names])
+            gradients = {id(leaf): gradient for leaf, gradient in plan.finish(own_weights)}
+            reached = list(graph.leaves.values())
+        return self._averaged(self._agreed(batch.shared, batch.wanted, reached, batch.names), gradients, accumulate)
+
+    def _averaged(self, domain: Domain, gradients: Mapping[int, Tensor], accumulate: bool) -> list[tuple[Tensor, Tensor]]:
+        """The ranks' mean gradient of every leaf that some rank reaches."""
+        if not domain.leaves:
+            return []
+        assert self._ranks is not None
+        here = [id(leaf) in gradients for leaf in domain.leaves]
+        average = Average(self._ranks, domain.leaves, gradients, here, domain.leaves[0].device)
+        anywhere = average.anywhere()
+        return to_write(domain.leaves, average.result(), anywhere, accumulate)
+
+    def _reduced(self, batch: Batch, retain_graph: bool, accumulate: bool, passes: str) -> list[tuple[Tensor, Tensor]]:
+        """Surgery on shards of the T mean gradients, and what is to be written."""
+        assert self._together is not None
+        known = self._names.known
+        self._spare.clear()
+        if self._collected is not None or passes == "batched" or not batch.names:
+            collected = self._gathered(batch, retain_graph, passes)
+            present = [name for name in known if name in collected.tasks]
+            domain = self._agreed(collected.shared, collected.wanted, collected.leaves.values(), present)
+            reduction = Reduction(self._together, [p.tensor for p in domain.shared], len(known))
+            for t, name in enumerate(known):
+                held = ((id(p.tensor), collected.rows.get(id(p.tensor), {}).get(name)) for p in domain.shared)
+                reduction.put(t, {key: gradient for key, gradient in held if gradient is not None})
+            rest: Mapping[int, Mapping[Any, Tensor]] = collected.rows
+            losses, scale = collected.losses, collected.scale
+        else:
+            graph = batch.graph()
+            domain = self._agreed(batch.shared, batch.wanted, graph.leaves.values(), batch.names)
+            reduction = Reduction(self._together, [p.tensor for p in domain.shared], len(known))
+            places = [self._names.index(name) for name in batch.names]
+            operated = {id(p.tensor) for p in domain.shared}
+            rest = streamed(graph, batch, retain_graph, operated, lambda t, gradients: reduction.put(places[t], gradients))
+            losses, scale = batch.values, batch.scale
+        reduction.end()
+        factor = ratio(batch.scale, scale)
+        sums = {id(leaf): plain_sum(rest[id(leaf)], leaf) for leaf in domain.others if rest.get(id(leaf))}
+        if not domain.leaves:
+            return []
+        reached = [id(leaf) in sums or id(leaf) in reduction.reached for leaf in domain.leaves]
+        average = Average(self._together, domain.others, sums, reached, domain.leaves[0].device)
+        entries = reduction.entries()
+        anywhere = average.anywhere()
+        P = len(domain.shared)
+        if P:
+            operate = [p for p, here in enumerate(anywhere[:P]) if here]
+            check_shared(operate, domain.shared, len(known))
+            self._losses = self._losses or {**losses}
+            paths = [domain.shared[p].name for p in operate]
+            targets = [part for part, here in zip(reduction.targets(), anywhere, strict=False) if here]
+            if len(known) == 1:
+                self._plain_step(known[0], targets[0].device)
+            else:
+                given = TaskGradients([entries[t * P + p] for t in range(len(known)) for p in operate], len(known))
+                self._surgery(given, known, lambda: paths, targets, None, False, scale, "parameters", reduction.here)
+            if factor is not None:
+                for part in targets:
+                    part.mul_(factor.to(part))
+        averages = average.result()
+        if factor is not None:
+            for whole in averages:
+                whole.mul_(factor.to(whole))
+        return to_write(domain.leaves, [*reduction.gathered(), *averages], anywhere, accumulate)
 
     # --- one weighted backward pass, where K alone decides --------------------------------------------------------------------
 
@@ -314,7 +483,7 @@ class ParameterSpace(Surgery):
             else:
                 weights = self._found(batch, plan, shared, present, on, memory)
             written = plan.finish(weights)
-        write_grads(written, accumulate=accumulate)
+        self._write(written, batch.shared, batch.wanted, batch.names, accumulate)
         self._spare.keep(shared.values(), plan.rows_to_spare)
 
     def _found(
@@ -341,6 +510,11 @@ class ParameterSpace(Surgery):
         if on is None and memory == "full":
             return
         asked = "gram_on" if on is not None else "memory"
+        if self._together is not None:
+            raise ValueError(
+                f"{asked}: expected none with process_group=, whose ranks hold 1/{self._together.size} of the T gradients each and "
+                "measure K on all of it; found one. Leave it out."
+            )
         self._check_weighted(asked, f"one weighted backward pass ({asked}=)")
         if self._group_by is not None:
             raise ValueError(
@@ -395,6 +569,56 @@ def batched_rows(graph: Graph, batch: Batch, retain_graph: bool) -> Rows:
         reached = graph.reach[id(leaf)]
         rows[id(leaf)] = {t: stacked[t] for t in range(len(batch.names)) if reached >> t & 1}
     return rows
+
+
+def streamed(
+    graph: Graph, batch: Batch, retain_graph: bool, shared: set[int], take: Callable[[int, dict[int, Tensor]], None]
+) -> Rows:
+    """As ``rows_of``, but the gradients of shared parameters are handed over task by task as soon as they are all there.
+
+    Args:
+        graph: below the losses.
+        batch: the losses.
+        retain_graph: keep the graph for another backward pass.
+        shared: the ids of those parameters.
+        take: called for every task in order, with its number and these gradients, before the next task's last pass.
+
+    Returns:
+        The gradients at the other leaves.
+    """
+    running = Passes(graph, batch.flows())
+    rows: Rows = {}
+    waiting = deque(range(len(batch.names)))
+
+    def after(task: int, found: Rows) -> None:
+        while waiting and waiting[0] <= task:
+            t = waiting.popleft()
+            held = [(key, of_tasks) for part in (rows, found) for key, of_tasks in part.items() if key in shared and t in of_tasks]
+            take(t, {key: of_tasks.pop(t) for key, of_tasks in held})
+
+    *before, last = graph.regions([cut for cut in graph.narrow() if cut == graph.private_cut])
+    for region in before:
+        rows |= running.through(region, retain_graph=retain_graph)
+    found = running.through(last, retain_graph=retain_graph, after=after)
+    after(len(batch.names) - 1, found)
+    return rows | found
+
+
+def to_write(
+    leaves: Sequence[Tensor], gradients: Sequence[Tensor], reached: Sequence[bool], accumulate: bool
+) -> list[tuple[Tensor, Tensor]]:
+    """The leaves that are reached, with gradients that may become ``.grad``: copies of views, unless they are added to it."""
+    return [
+        (leaf, gradient if accumulate and writable(leaf.grad) else own(gradient, leaf))
+        for leaf, gradient, here in zip(leaves, gradients, reached, strict=True)
+        if here
+    ]
+
+
+def several_processes() -> bool:
+    """Whether this process is one of several that torch.distributed connects."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def scale_of(scaler: Any, device: torch.device) -> Tensor:

@@ -147,7 +147,10 @@ class Surgery(MethodMemory):
             ops.combine_(out, grads.entries, kept, grads.stacked, accumulate, groups or None)
             solution = Solution(None, kept)
             present = serve[1]
-        self._record(solution, present, serve, renewed=kept is None)
+        if kept is None and here is not None and solution.gram is None:  # one task alone, on any rank
+            self._plain_step(self._names.known[present.index(True)], grads.device)
+        else:
+            self._record(solution, present, serve, renewed=kept is None)
         for p, tensor in zip(reached, out, strict=True):
             if targets is not None or given.shape(p) is not None:
                 result[p] = tensor
@@ -212,9 +215,11 @@ class Surgery(MethodMemory):
         """
         assert self._together is not None
         assert step.present is not None
-        return self._decided(
-            self._together.gram(local, step.present, parts, self._step, self._sent_losses(step, local)), step, scale
-        )
+        whole = self._together.gram(local, step.present, parts, self._step, self._sent_losses(step, local))
+        if parts == "coordinates" and sum(whole.present) == 1:
+            alone = whole.gram.new_tensor(whole.present).expand(whole.gram.shape[:-1]).contiguous()
+            return Solution(None, alone), whole.present
+        return self._decided(whole, step, scale)
 
     def _decided(self, whole: Whole, step: Step, scale: Tensor | None) -> tuple[Solution, tuple[bool, ...]]:
         """The weights of what the ranks know together, and which tasks some rank has; the arguments as of ``_solve_together``."""
@@ -267,13 +272,13 @@ class Surgery(MethodMemory):
     def _kept(self, names: Sequence[str], present: Sequence[bool], device: torch.device) -> Tensor | None:
         """The weights of an earlier step for one more step, in the order of ``names``; None where they have to be renewed. [T]"""
         here = tuple(t is not None and present[t] for t in self._places(names))
-        serve = ("parameters", here, ())
+        serve = ("parameters", self._served(here), ())
         kept = self._reuse.take(serve, device)
         if kept is None:
             return None
         self._losses = {}
         solution = Solution(None, kept)
-        self._record(solution, here, serve, renewed=False)
+        self._record(solution, serve[1], serve, renewed=False)
         return self._of(solution, names)
 
     @contextmanager
@@ -371,6 +376,11 @@ class Surgery(MethodMemory):
     def declared(self) -> bool:
         """Whether the tasks were given to the constructor."""
         return self._names.declared
+
+    @property
+    def several(self) -> bool:
+        """Whether a process group was given to the constructor, whose ranks make each step together."""
+        return self._ranks is not None
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -21,14 +21,14 @@ class Batch:
         names: of the tasks. [T]
         losses: of each task, one or more. [T]
         shared: the parameters to operate on; None: those that two tasks reach.
-        wanted: the leaves that get gradients, by id; None: all.
+        wanted: the leaves that get gradients, by id, in the order in which they were given; None: all.
         scale: by which the losses are multiplied, float64; None: 1. []
     """
 
     names: list[str]
     losses: list[list[Tensor]]
     shared: list[Parameter] | None
-    wanted: set[int] | None
+    wanted: dict[int, Parameter] | None
     scale: Tensor | None = None
 
     def graph(self) -> Graph:
@@ -60,6 +60,13 @@ class Batch:
         return [torch.ones_like(loss) if self.scale is None else self.scale.to(loss).expand_as(loss) for loss in losses]
 
     @property
+    def device(self) -> torch.device:
+        """Where the losses lie, or, without any, the parameters."""
+        named = [p.tensor for p in (*(self.shared or []), *(self.wanted or {}).values())]
+        found = [loss for losses in self.losses for loss in losses] or named
+        return found[0].device if found else torch.device("cpu")
+
+    @property
     def values(self) -> dict[str, Tensor]:
         """Each task's loss, without graph."""
         sums = (torch.stack([loss.detach().reshape(()) for loss in losses]).sum() for losses in self.losses)
@@ -75,6 +82,7 @@ class Collected:
         rows: each task's gradient at a leaf, by the leaf's id and the task's name.
         losses: the value of each task's loss, summed over the batches.
         shared: the parameters to operate on, as far as some batch named any.
+        wanted: the leaves that get gradients, by id; None: all, or no batch yet.
         scale: by which all are multiplied, float64; None: 1. []
     """
 
@@ -82,6 +90,7 @@ class Collected:
     rows: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     losses: dict[str, Tensor] = field(default_factory=dict)
     shared: list[Parameter] | None = None
+    wanted: dict[int, Parameter] | None = None
     scale: Tensor | None = None
 
     def plus(self, batch: Batch, leaves: Mapping[int, Tensor], rows: Rows) -> Collected:
@@ -102,8 +111,9 @@ class Collected:
         if batch.shared is not None:
             known = {id(p.tensor) for p in shared or []}
             shared = [*(shared or []), *(p for p in batch.shared if id(p.tensor) not in known)]
+        wanted = batch.wanted if first or None in (self.wanted, batch.wanted) else {**(self.wanted or {}), **(batch.wanted or {})}
         scale = batch.scale if first else self.scale
-        return Collected(self.leaves | {key: leaves[key] for key in rows}, merged, losses, shared, scale)
+        return Collected(self.leaves | {key: leaves[key] for key in rows}, merged, losses, shared, wanted, scale)
 
     @property
     def tasks(self) -> set[str]:

@@ -20,8 +20,12 @@ Parameters: TypeAlias = nn.Module | Iterable[Tensor | tuple[str, Tensor]]
 """A module, parameters, or named parameters."""
 
 
-def task_losses(losses: TaskLosses) -> list[list[Tensor]]:
+def task_losses(losses: TaskLosses, least: int = 1) -> list[list[Tensor]]:
     """The losses of each task; no loss for an absent one. [T]
+
+    Args:
+        losses: as the caller gave them.
+        least: how many tasks have to have one.
 
     Raises:
         TypeError: what is no loss.
@@ -34,7 +38,7 @@ def task_losses(losses: TaskLosses) -> list[list[Tensor]]:
         )
     pairs = list(losses.items()) if isinstance(losses, Mapping) else list(enumerate(losses))
     found = [_of_one_task(loss, f"losses[{name!r}]") for name, loss in pairs]
-    if not any(found):
+    if sum(map(bool, found)) < least:
         raise ValueError(f"losses: expected a loss of at least one task, found {'only None' if found else 'none'}.")
     known: dict[int, str] = {}
     for (name, _), own in zip(pairs, found, strict=True):
@@ -173,14 +177,14 @@ def alone(held: Mapping[Any, Tensor], name: Any) -> bool:
     return not held[name]._is_zerotensor() and _holders(held, name) == _ALONE[held[name]._base is not None]
 
 
-def _grad_dtype(leaf: Tensor) -> torch.dtype:
+def grad_dtype(leaf: Tensor) -> torch.dtype:
     """The type that ``leaf.grad`` has, which may be another than the leaf's."""
     return leaf.dtype if leaf.grad_dtype is None else leaf.grad_dtype
 
 
 def _laid_out_like(gradient: Tensor, leaf: Tensor) -> bool:
     whole = gradient.untyped_storage().nbytes() == gradient.nbytes
-    return whole and gradient.stride() == leaf.stride() and gradient.dtype == _grad_dtype(leaf)
+    return whole and gradient.stride() == leaf.stride() and gradient.dtype == grad_dtype(leaf)
 
 
 def added(one: Tensor, other: Tensor) -> Tensor:
@@ -196,7 +200,7 @@ def own(gradient: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _empty_for(leaf: Tensor) -> Tensor:
-    return torch.empty_like(leaf, dtype=_grad_dtype(leaf), requires_grad=False)
+    return torch.empty_like(leaf, dtype=grad_dtype(leaf), requires_grad=False)
 
 
 def target_for(held: Mapping[Any, Tensor], leaf: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class Passes:
         leaves: Sequence[Tensor] | None = None,
         stay: bool = False,
         before: Callable[[int], None] = lambda left: None,
+        after: Callable[[int, Rows], None] = lambda task, rows: None,
     ) -> Rows:
         """Runs every task's pass through a region, and takes the gradients at its leaves.
 
@@ -52,6 +53,7 @@ class Passes:
             leaves: of the region's, those to ask for; None: all.
             stay: the passes do not go on: they can run through the region again.
             before: called before each task's pass, with the number of passes that are left after it.
+            after: called after each task's pass, with its number and what was taken so far, of which it may take some away.
         """
         asked = region.leaves if leaves is None else leaves
         rows: Rows = {id(leaf): {} for leaf in asked}
@@ -70,6 +72,7 @@ class Passes:
                 for key, gradient in _run(entering, reached, leaving, keep).items():
                     rows[key][t] = gradient
                 senders.hand_over(flow)
+                after(t, rows)
         return rows
 
     def together(self, region: Region, *, retain_graph: bool) -> list[Tensor]:

@@ -45,16 +45,18 @@ def backward(
     does it; the method decides on unscaled gradients. A step that was given up in between is dropped with ``surgery.reset()``.
 
     Args:
-        accelerator: of one process: what ranks would decide, each from its own gradients, differs.
+        accelerator: of one process; or of several whose models are replicated, with an aggregator that was built with
+            ``process_group=torch.distributed.group.WORLD``: without it, each rank would decide from its own gradients.
         surgery: the aggregator, which was not prepared.
         losses: as for ``surgery.backward``.
-        shared, inputs: as for ``surgery.backward``, the same in all micro-batches of a step.
+        shared, inputs: as for ``surgery.backward``, the same in all micro-batches of a step, and on every rank.
         retain_graph: keep the graph for another backward pass.
         how: ``gram_on``, ``memory`` and ``passes`` of ``surgery.backward``; the first two want steps of one micro-batch, as what
             is collected is whole.
 
     Raises:
-        RuntimeError: the accelerator is distributed, or an engine of its own (DeepSpeed, Megatron) runs its backward.
+        RuntimeError: the accelerator is distributed and the aggregator is not, or an engine of its own (DeepSpeed, Megatron) runs
+            its backward.
         TypeError, ValueError, RuntimeError: as for ``surgery.backward``.
     """
     share = 1 / accelerator.gradient_accumulation_steps
@@ -76,12 +78,25 @@ def collect_or_finish(
     Args:
         factor: by which the losses are multiplied.
     """
-    check_one_process(accelerator)
+    check_processes(accelerator, surgery)
     losses = _multiplied(losses, factor)
     if accelerator.sync_gradients:
         surgery.backward(losses, shared, inputs, retain_graph, accelerator.scaler, **how)
     else:
         surgery.collect(losses, shared, inputs, retain_graph, accelerator.scaler)
+
+
+def check_processes(accelerator: Accelerator, surgery: GradientAggregator) -> None:
+    """Raises unless the gradients are of one process, or the aggregator is told of the others, and autograd computes them."""
+    if accelerator.distributed_type.value.startswith("MULTI_"):
+        if not surgery.several:
+            raise RuntimeError(
+                f"surgery: expected an aggregator with process_group= for {accelerator.distributed_type}, found none. Each rank "
+                "would decide on its own gradients, and the models would drift apart. Build it with "
+                "process_group=torch.distributed.group.WORLD, once the Accelerator is there."
+            )
+    else:
+        check_one_process(accelerator)
 
 
 def check_one_process(accelerator: Accelerator) -> None:

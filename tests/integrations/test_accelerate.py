@@ -19,6 +19,8 @@ from integrations.problems import (
     gradients,
     losses,
 )
+from ranks import accelerated
+from ranks.launch import ranks
 from tolerances import TOLERANCES
 from torch import Tensor
 
@@ -201,11 +203,32 @@ def test_an_optimizer_with_pc_backward(tmp_path: Path) -> None:
     assert_same_parameters(runs[0][1], runs[1][1])
 
 
+def test_several_processes() -> None:
+    """Two of them, with a model that the accelerator wrapped, find what one finds with their batches together."""
+    net = Network()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS, seed=3)
+    for step in range(2):
+        optimizer.zero_grad()
+        for micro in range(STEPS):
+            parts = [losses(net(x), y) for x, y in map(batch, accelerated.numbers(step, micro, 2))]
+            mean = {task: (parts[0][task] + parts[1][task]) / (2 * STEPS) for task in TASKS}
+            (surgery.collect if micro < STEPS - 1 else surgery.backward)(mean, net.trunk)
+        optimizer.step()
+    found = ranks(2, accelerated.train, STEPS)
+    for one in found:
+        torch.testing.assert_close(one, torch.cat([p.detach().flatten() for p in net.parameters()]), rtol=1e-12, atol=1e-12)
+    assert torch.equal(*found)
+
+
 def test_what_is_refused() -> None:
     one = accelerator()
     net, _ = prepared(one)
     one.state.distributed_type = DistributedType.MULTI_CPU
     x, y = batch(0)
+    with pytest.raises(RuntimeError, match=r"surgery: expected an aggregator with process_group= for DistributedType.MULTI_CPU"):
+        backward(one, gs.GradientAggregator("pcgrad"), losses(net(x), y))
+    one.state.distributed_type = DistributedType.DEEPSPEED
     with pytest.raises(RuntimeError, match=r"accelerator: expected one process without an engine"):
         backward(one, gs.GradientAggregator("pcgrad"), losses(net(x), y))
     assert all(p.grad is None for p in net.parameters())
