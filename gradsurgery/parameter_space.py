@@ -27,6 +27,15 @@ from gradsurgery.capture.parameters import (
     write_grads,
 )
 from gradsurgery.capture.passes import Passes, Rows
+from gradsurgery.distributed.fully_sharded import (
+    Shards,
+    between_steps,
+    check_plain,
+    check_step,
+    check_whole,
+    is_sharded,
+    put_aside,
+)
 from gradsurgery.methods.registry import WEIGHTED
 from gradsurgery.one_pass import OnePass, gram_of, measured_leaves, shared_leaves
 from gradsurgery.options import check_bool, check_choice
@@ -105,7 +114,11 @@ class ParameterSpace(Surgery):
         on = None if gram_on is None else listed(gram_on, "gram_on")
         with self._names_undone_on_error(), self._losses_forgotten():
             batch = self._batch(losses, shared, inputs, scaler)
-            self._backward(batch, retain_graph, accumulate, on, memory, passes)
+            if is_sharded(batch.shared):
+                check_plain(inputs=inputs, accumulate=accumulate, gram_on=gram_on, memory=memory, passes=passes)
+                self._backward_sharded(batch, retain_graph)
+            else:
+                self._backward(batch, retain_graph, accumulate, on, memory, passes)
 
     def collect(
         self,
@@ -125,7 +138,9 @@ class ParameterSpace(Surgery):
         """
         check_bool("retain_graph", retain_graph)
         with self._names_undone_on_error():
-            self._collected = self._gathered(self._batch(losses, shared, inputs, scaler), retain_graph, "sequential")
+            batch = self._batch(losses, shared, inputs, scaler)
+            check_whole(batch.shared, "collect")
+            self._collected = self._gathered(batch, retain_graph, "sequential")
 
     def total(
         self,
@@ -158,6 +173,7 @@ class ParameterSpace(Surgery):
         on = None if gram_on is None else listed(gram_on, "gram_on")
         with self._names_undone_on_error():
             batch = self._batch(losses, shared, inputs, None)
+            check_whole(batch.shared, "total")
             self._check_one_pass(on, memory, passes)
 
         used: list[Tensor] = []
@@ -180,7 +196,9 @@ class ParameterSpace(Surgery):
     def _batch(self, losses: TaskLosses, shared: Parameters | None, inputs: Parameters | None, scaler: Any) -> Batch:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("backward: expected to be called outside torch.inference_mode(), whose tensors .grad cannot hold.")
-        if torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        given = None if shared is None else listed(between_steps(shared), "shared")
+        several = torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+        if several and not is_sharded(given):
             raise RuntimeError(
                 f"backward: expected one process, found {torch.distributed.get_world_size()}. The gradients of losses do not pass "
                 "through DistributedDataParallel's hooks, so nobody would average them. Use split() or detach(), whose trunk "
@@ -200,7 +218,6 @@ class ParameterSpace(Surgery):
             raise ValueError("inputs: expected parameters to give gradients to, found none; leave it out for all.")
         here = [t for t, own in enumerate(found) if own]
         scale = None if scaler is None else scale_of(scaler, found[here[0]][0].device)
-        given = None if shared is None else listed(shared, "shared")
         if given and wanted is not None and not any(id(p.tensor) in wanted for p in given):
             raise ValueError("shared: expected some of the parameters that inputs= names, found none of them.")
         return Batch([names[t] for t in here], [found[t] for t in here], given, wanted, scale)
@@ -294,6 +311,29 @@ class ParameterSpace(Surgery):
         done = targets if in_place else [column.combined for column in columns]
         written = [*zip((p.tensor for p in operate), done, strict=True)]
         write_grads([*written, *zip((collected.leaves[key] for key in others), sums, strict=True)], accumulate=accumulate)
+
+    # --- shards of parameters ------------------------------------------------------------------------------------------------
+
+    def _backward_sharded(self, batch: Batch, retain_graph: bool) -> None:
+        """A backward pass a task through the hooks of FSDP2 or tensor parallelism, and surgery on the shards that they leave."""
+        if self._together is None:
+            raise ValueError(
+                "process_group: expected the mesh of the sharded parameters, or torch.distributed.group.WORLD, with sync='global', "
+                "as their gradients are reduced over the ranks before anybody sees them; found none, or sync='local'."
+            )
+        batch = batch.in_order(self._names.known)
+        self._check_names(batch.shared or [])
+        check_step(batch, self._names.known, self._together)
+        if len(batch.names) == 1:
+            torch.autograd.backward(batch.losses[0], batch.seeds(batch.losses[0]), retain_graph=retain_graph)
+            self._plain_step(batch.names[0], batch.losses[0][0].device)
+            return
+        self._losses = self._losses or {**batch.values}
+        with put_aside(batch.shared or []):
+            shards = Shards.of(batch, retain_graph, self._together)
+            here, paths = [True] * len(batch.names), [p.name for p in shards.parameters]
+            self._surgery(shards.given, batch.names, lambda: paths, shards.targets, scale=batch.scale, kind="parameters", here=here)
+        write_grads(shards.combined, accumulate=True)
 
     # --- one weighted backward pass, where K alone decides --------------------------------------------------------------------
 

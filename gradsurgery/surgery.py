@@ -162,11 +162,9 @@ class Surgery(MethodMemory):
             return self.method.samples_surgery_(out, grads, step, accumulate), step.present
         if self._together is None:
             return scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale), step.present
-        of_piece = list(groups) or None
-        K = ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece)
-        solution, present = self._solve_together(K, step, parts, scale)
+        solution, present = self._solve_together(gram_here(grads, groups), step, parts, scale)
         assert solution.weights is not None
-        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
+        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, list(groups) or None)
         return solution, present
 
     @torch.no_grad()
@@ -423,6 +421,27 @@ class Surgery(MethodMemory):
         super().set_extra_state(state)
         self._reuse.restore(state.get("reuse", {}))
         self._history.clear()
+
+
+def gram_here(grads: TaskGradients, groups: Sequence[int]) -> Tensor:
+    """This rank's part of K, where the values at a position that c ranks have count 1/c. [T, T] or [G, T, T]
+
+    Args:
+        grads: this rank's.
+        groups: of the positions; empty for one of all. [P]
+    """
+    of_piece = list(groups)
+    if grads.copies is None or all(c == 1 for c in grads.copies):
+        return ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece or None)
+    pairs = list(zip(of_piece or [0] * grads.pieces, grads.copies, strict=True))
+    kinds = sorted(set(pairs))
+    number = {pair: k for k, pair in enumerate(kinds)}
+    K = ops.gram(grads.entries, grads.tasks, grads.stacked, [number[pair] for pair in pairs])
+    K = K / torch.tensor([c for _, c in kinds], dtype=K.dtype).to(K.device, non_blocking=True)[:, None, None]
+    if not of_piece:
+        return K.sum(0)
+    sizes = [sum(of == group for of, _ in kinds) for group in range(kinds[-1][0] + 1)]
+    return torch.stack([part.sum(0) for part in K.split(sizes)])
 
 
 def scaled_surgery_(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,11 @@ class Batch:
     shared: list[Parameter] | None
     wanted: set[int] | None
     scale: Tensor | None = None
+
+    def in_order(self, names: Sequence[str]) -> Batch:
+        """The same, task by task in the order of some names, those that are present."""
+        order = sorted(range(len(self.names)), key=lambda t: names.index(self.names[t]))
+        return replace(self, names=[self.names[t] for t in order], losses=[self.losses[t] for t in order])
 
     def graph(self) -> Graph:
         """The autograd graph below the losses.
