@@ -61,10 +61,11 @@ def check_plain(**options: object) -> None:
     usual = {"accumulate": True, "memory": "full", "passes": "sequential"}
     for name, value in options.items():
         if value != usual.get(name):
+            found = repr(value) if isinstance(value, (bool, str)) else type(value).__name__
             hint = "Call zero_grad() before" if name == "accumulate" else f"Leave {name} out"
             raise ValueError(
                 f"{name}: expected {usual.get(name)!r} with sharded parameters (fully_shard, parallelize_module), of which the "
-                f"wrapper's own backward pass makes the gradients, one a task; found {value!r}. {hint}."
+                f"wrapper's own backward pass makes the gradients, one a task; found {found}. {hint}."
             )
 
 
