@@ -79,6 +79,14 @@ class ParameterSpace(Surgery):
         NaN, and leaves the method's memory as it is; the heads of the other tasks are not touched by it. Hooks change each task's
         gradient as in a backward pass of its own; one on a tensor where the tasks part, or near it, may see it two or three times.
 
+        Shared parameters may be DTensors, of FSDP2 (``fully_shard``), tensor parallelism, or both, with the whole mesh, or
+        ``group.WORLD``, as ``process_group``. Each task's gradients are then those that the wrapper's hooks reduce, in one backward
+        pass a task after the other; surgery is on the shards, and one small all-reduce of K more is sent. FSDP2 gathers parameters
+        for each pass again; they stay for all with ``set_reshard_after_backward(False)`` before this call and ``reshard()`` after
+        it, on each wrapped module. Every rank gives a loss of every task, if need be one of 0 times its output. ``shared`` is a
+        module, or parameters listed before the forward pass. Not with ``inputs``, ``accumulate=False``, ``gram_on``, "low" or
+        "batched". What the heads got stays if surgery fails.
+
         Args:
             losses: a scalar a task, by name or in the order of the tasks, None for an absent one; a list where a task has several
                 batches. From one forward pass, or several. Methods that ask for the losses are told them.

@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
 
 import gradsurgery as gs
 
@@ -47,8 +48,13 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(8)
         self.up = nn.Linear(8, 10)
         self.down = nn.Linear(10, 8)
+        self.recomputed = False
 
     def forward(self, z: Tensor) -> Tensor:
+        result: Tensor = checkpoint(self.inner, z, use_reentrant=False) if self.recomputed else self.inner(z)
+        return result
+
+    def inner(self, z: Tensor) -> Tensor:
         return self.down(torch.tanh(self.up(self.norm(z))))
 
 
@@ -107,6 +113,14 @@ def apart(net: Net) -> DeviceMesh:
     for module in (net.trunk, *net.heads.values()):
         fully_shard(module, mesh=mesh)
     return mesh
+
+
+def recomputed(net: Net) -> DeviceMesh:
+    """A block is checkpointed, inside its wrapper."""
+    block = net.trunk[2]
+    assert isinstance(block, Block)
+    block.recomputed = True
+    return nested(net)
 
 
 def hybrid(net: Net) -> DeviceMesh:

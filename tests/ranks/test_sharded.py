@@ -12,7 +12,17 @@ from torch import Tensor
 
 METHODS: dict[str, dict[str, Any]] = {"pcgrad": {"order": "random"}, "cagrad": {}, "upgrad": {}, "nashmtl": {}}
 TRAINED = [("nested", 1), ("nested", 2), ("nested", 3), ("nested", 4), ("hybrid", 4), ("tensor", 2), ("both", 4)]
-ASKED = [("outermost", 3), ("nested", 2), ("kept", 2), ("apart", 2), ("hybrid", 4), ("tensor", 2), ("sequence", 2), ("both", 4)]
+ASKED = [
+    ("outermost", 3),
+    ("nested", 2),
+    ("recomputed", 2),
+    ("kept", 2),
+    ("apart", 2),
+    ("hybrid", 4),
+    ("tensor", 2),
+    ("sequence", 2),
+    ("both", 4),
+]
 
 
 @pytest.fixture(scope="module")
