@@ -27,15 +27,7 @@ from gradsurgery.capture.parameters import (
     write_grads,
 )
 from gradsurgery.capture.passes import Passes, Rows
-from gradsurgery.distributed.fully_sharded import (
-    Shards,
-    between_steps,
-    check_plain,
-    check_step,
-    check_whole,
-    is_sharded,
-    put_aside,
-)
+from gradsurgery.distributed.gathered import between_steps, check_plain, check_whole, is_sharded
 from gradsurgery.methods.registry import WEIGHTED
 from gradsurgery.one_pass import OnePass, gram_of, measured_leaves, shared_leaves
 from gradsurgery.options import check_bool, check_choice
@@ -324,6 +316,8 @@ class ParameterSpace(Surgery):
 
     def _backward_sharded(self, batch: Batch, retain_graph: bool) -> None:
         """A backward pass a task through the hooks of FSDP2 or tensor parallelism, and surgery on the shards that they leave."""
+        from gradsurgery.distributed.fully_sharded import Shards, check_step, put_aside  # long to import, but where DTensor is
+
         if self._together is None:
             raise ValueError(
                 "process_group: expected the mesh of the sharded parameters, or torch.distributed.group.WORLD, with sync='global', "

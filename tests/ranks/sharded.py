@@ -51,11 +51,14 @@ class Block(nn.Module):
         self.recomputed = False
 
     def forward(self, z: Tensor) -> Tensor:
-        result: Tensor = checkpoint(self.inner, z, use_reentrant=False) if self.recomputed else self.inner(z)
+        if not self.recomputed:
+            return self.inner(z)
+        result: Tensor = checkpoint(self.inner, z, use_reentrant=False)
         return result
 
     def inner(self, z: Tensor) -> Tensor:
-        return self.down(torch.tanh(self.up(self.norm(z))))
+        result: Tensor = self.down(torch.tanh(self.up(self.norm(z))))
+        return result
 
 
 class Net(nn.Module):
