@@ -1,5 +1,5 @@
 """Several processes that make one step: who takes part, who reduces what, and when."""
 
-from .ranks import Parts, Ranks, SyncMode, checked_ranks
+from .ranks import Parts, Ranks, SyncMode, Whole, checked_ranks
 
-__all__ = ["Parts", "Ranks", "SyncMode", "checked_ranks"]
+__all__ = ["Parts", "Ranks", "SyncMode", "Whole", "checked_ranks"]
