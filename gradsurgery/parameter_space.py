@@ -31,6 +31,7 @@ from gradsurgery.capture.parameters import (
 )
 from gradsurgery.capture.passes import Passes, Rows
 from gradsurgery.distributed.domain import Domain
+from gradsurgery.distributed.gathered import between_steps, check_not_gathered, check_plain, check_whole, is_sharded
 from gradsurgery.distributed.reduction import Average, Reduction
 from gradsurgery.methods.registry import WEIGHTED
 from gradsurgery.one_pass import OnePass, gram_of, measured_leaves, shared_leaves
@@ -83,6 +84,14 @@ class ParameterSpace(Surgery):
         Sparse gradients become dense. With ``sync="local"`` each rank does what it would do alone, and what it would write is
         averaged.
 
+        Shared parameters may be DTensors, of FSDP2 (``fully_shard``), tensor parallelism, or both, with the whole mesh, or
+        ``group.WORLD``, as ``process_group``. Each task's gradients are then those that the wrapper's hooks reduce, in one backward
+        pass a task after the other; surgery is on the shards, and one small all-reduce of K more is sent. FSDP2 gathers parameters
+        for each pass again; they stay for all with ``set_reshard_after_backward(False)`` before this call and ``reshard()`` after
+        it, on each wrapped module. Every rank gives a loss of every task, if need be one of 0 times its output. ``shared`` is a
+        module, or parameters listed before the forward pass. Not with ``inputs``, ``accumulate=False``, ``gram_on``, "low" or
+        "batched". What the heads got stays if surgery fails.
+
         Args:
             losses: a scalar a task, by name or in the order of the tasks, None for an absent one; a list where a task has several
                 batches. From one forward pass, or several. Methods that ask for the losses are told them.
@@ -121,7 +130,13 @@ class ParameterSpace(Surgery):
         on = None if gram_on is None else listed(gram_on, "gram_on")
         with self._names_undone_on_error(), self._losses_forgotten():
             batch = self._batch(losses, shared, inputs, scaler)
-            self._backward(batch, retain_graph, accumulate, on, memory, passes)
+            if is_sharded(batch.shared):
+                check_plain(inputs=inputs, accumulate=accumulate, gram_on=gram_on, memory=memory, passes=passes)
+                self._backward_sharded(batch, retain_graph)
+            else:
+                self._backward(batch, retain_graph, accumulate, on, memory, passes)
+                if self._ranks is not None:
+                    check_not_gathered(batch.shared or [])
 
     def collect(
         self,
@@ -141,7 +156,9 @@ class ParameterSpace(Surgery):
         """
         check_bool("retain_graph", retain_graph)
         with self._names_undone_on_error():
-            self._collected = self._gathered(self._batch(losses, shared, inputs, scaler), retain_graph, "sequential")
+            batch = self._batch(losses, shared, inputs, scaler)
+            check_whole(batch.shared, "collect")
+            self._collected = self._gathered(batch, retain_graph, "sequential")
 
     def total(
         self,
@@ -174,6 +191,7 @@ class ParameterSpace(Surgery):
         on = None if gram_on is None else listed(gram_on, "gram_on")
         with self._names_undone_on_error():
             batch = self._batch(losses, shared, inputs, None)
+            check_whole(batch.shared, "total")
             self._check_one_pass(on, memory, passes)
 
         used: list[Tensor] = []
@@ -197,7 +215,8 @@ class ParameterSpace(Surgery):
     def _batch(self, losses: TaskLosses, shared: Parameters | None, inputs: Parameters | None, scaler: Any) -> Batch:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("backward: expected to be called outside torch.inference_mode(), whose tensors .grad cannot hold.")
-        if self._ranks is None and several_processes():
+        given = None if shared is None else listed(between_steps(shared), "shared")
+        if self._ranks is None and several_processes() and not is_sharded(given):
             raise RuntimeError(
                 f"backward: expected one process, found {torch.distributed.get_world_size()}. The gradients of losses do not pass "
                 "through DistributedDataParallel's hooks, so nobody would average them. Build the aggregator with process_group= "
@@ -216,7 +235,6 @@ class ParameterSpace(Surgery):
         if wanted is not None and not wanted:
             raise ValueError("inputs: expected parameters to give gradients to, found none; leave it out for all.")
         here = [t for t, own in enumerate(found) if own]
-        given = None if shared is None else listed(shared, "shared")
         if self._ranks is not None:
             here.sort(key=lambda t: self._names.index(names[t]))  # the ranks' messages are in one order
         if self._together is not None and given is None:
@@ -463,6 +481,29 @@ class ParameterSpace(Surgery):
             for whole in averages:
                 whole.mul_(factor.to(whole))
         return to_write(domain.leaves, [*reduction.gathered(), *averages], anywhere, accumulate)
+
+    # --- shards of parameters ------------------------------------------------------------------------------------------------
+
+    def _backward_sharded(self, batch: Batch, retain_graph: bool) -> None:
+        """A backward pass a task through the hooks of FSDP2 or tensor parallelism, and surgery on the shards that they leave."""
+        from gradsurgery.distributed.fully_sharded import Shards, check_step, put_aside  # long to import, but where DTensor is
+
+        if self._together is None:
+            raise ValueError(
+                "process_group: expected the mesh of the sharded parameters, or torch.distributed.group.WORLD, with sync='global', "
+                "as their gradients are reduced over the ranks before anybody sees them; found none, or sync='local'."
+            )
+        check_step(batch, self._names.known, self._together)
+        if len(batch.names) == 1:
+            torch.autograd.backward(batch.losses[0], batch.seeds(batch.losses[0]), retain_graph=retain_graph)
+            self._plain_step(batch.names[0], batch.losses[0][0].device)
+            return
+        self._losses = self._losses or {**batch.values}
+        with put_aside(batch.shared or []):
+            shards = Shards.of(batch, retain_graph, self._together)
+            here, paths = [True] * len(batch.names), [p.name for p in shards.parameters]
+            self._surgery(shards.given, batch.names, lambda: paths, shards.targets, scale=batch.scale, kind="parameters", here=here)
+        write_grads(shards.combined, accumulate=True)
 
     # --- one weighted backward pass, where K alone decides --------------------------------------------------------------------
 

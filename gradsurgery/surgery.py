@@ -109,11 +109,7 @@ class Surgery(MethodMemory):
             kind: of what they are the gradients; weights of one kind do not serve another.
             here: which of them this rank has, where the gradients were reduced over the ranks already. [T]
         """
-        if self._takes_part:
-            raise RuntimeError(
-                "take_part: expected a loss of what comes before split(), found that its backward pass reaches a task's features, "
-                "so that this step has a task. Call backward() on it without take_part()."
-            )
+        self._check_expected()
         told, self._losses = self._losses, {}  # whatever becomes of this step, they are not the next one's
         result: list[Tensor | None] = [None] * given.pieces if targets is None else list(targets)
         reached = given.reached()
@@ -156,6 +152,14 @@ class Surgery(MethodMemory):
                 result[p] = tensor
         return result
 
+    def _check_expected(self) -> None:
+        """Raises where gradients arrive in a step that was said to have none."""
+        if self._takes_part:
+            raise RuntimeError(
+                "take_part: expected a loss of what comes before split(), found that its backward pass reaches a task's features, "
+                "so that this step has a task. Call backward() on it without take_part()."
+            )
+
     def _solved(
         self,
         out: Sequence[Tensor],
@@ -172,11 +176,9 @@ class Surgery(MethodMemory):
             return self.method.samples_surgery_(out, grads, step, accumulate), step.present
         if self._together is None:
             return scaled_surgery_(self.method, out, grads, step, groups, accumulate, scale), step.present
-        of_piece = list(groups) or None
-        K = ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece)
-        solution, present = self._solve_together(K, step, parts, scale)
+        solution, present = self._solve_together(gram_here(grads, groups), step, parts, scale)
         assert solution.weights is not None
-        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, of_piece)
+        ops.combine_(out, grads.entries, solution.weights, grads.stacked, accumulate, list(groups) or None)
         return solution, present
 
     @torch.no_grad()
@@ -459,6 +461,27 @@ class Surgery(MethodMemory):
         super().set_extra_state(state)
         self._reuse.restore(state.get("reuse", {}))
         self._history.clear()
+
+
+def gram_here(grads: TaskGradients, groups: Sequence[int]) -> Tensor:
+    """This rank's part of K, where the values at a position that c ranks have count 1/c. [T, T] or [G, T, T]
+
+    Args:
+        grads: this rank's.
+        groups: of the positions; empty for one of all. [P]
+    """
+    of_piece = list(groups)
+    if grads.copies is None or all(c == 1 for c in grads.copies):
+        return ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece or None)
+    pairs = list(zip(of_piece or [0] * grads.pieces, grads.copies, strict=True))
+    kinds = sorted(set(pairs))
+    number = {pair: k for k, pair in enumerate(kinds)}
+    K = ops.gram(grads.entries, grads.tasks, grads.stacked, [number[pair] for pair in pairs])
+    K = K / torch.tensor([c for _, c in kinds], dtype=K.dtype).to(K.device, non_blocking=True)[:, None, None]
+    if not of_piece:
+        return K.sum(0)
+    sizes = [sum(of == group for of, _ in kinds) for group in range(kinds[-1][0] + 1)]
+    return torch.stack([part.sum(0) for part in K.split(sizes)])
 
 
 def scaled_surgery_(

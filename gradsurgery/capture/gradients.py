@@ -27,12 +27,14 @@ class TaskGradients:
         tasks: T.
         stacked: which of the two.
         single: one task's gradient is a tensor rather than a list of P.
+        copies: on how many ranks each position's values are, where every rank holds parts of reduced gradients; None: on one. [P]
     """
 
     entries: list[Tensor | None]
     tasks: int
     stacked: bool = False
     single: bool = False
+    copies: Sequence[int] | None = None
 
     @property
     def pieces(self) -> int:
@@ -78,7 +80,9 @@ class TaskGradients:
     def at(self, pieces: Sequence[int], tasks: Sequence[int | None]) -> TaskGradients:
         """The gradients at some positions, of tasks by their place here, in this order; None for a task that is not here."""
         rows = [self.rows(p) for p in pieces]
-        return TaskGradients([None if t is None else row[t] for t in tasks for row in rows], len(tasks), single=self.single)
+        copies = None if self.copies is None else [self.copies[p] for p in pieces]
+        entries = [None if t is None else row[t] for t in tasks for row in rows]
+        return TaskGradients(entries, len(tasks), single=self.single, copies=copies)
 
     def empty(self) -> list[Tensor]:
         """New tensors shaped and laid out like one task's gradient; without elements where no task has one. [P]"""
