@@ -56,8 +56,8 @@ class Balancer(nn.Module):
         ValueError: no task, a name twice, a value that an option does not take, or what differs from rank to rank.
     """
 
-    _exchanges: ClassVar[bool] = True
-    """Whether a call in training has to know the other ranks' losses."""
+    _follows_losses: ClassVar[bool] = True
+    """Whether weights depend on the losses, or on which are there: a call in training has to know the other ranks'."""
 
     def __init__(self, tasks: Sequence[str] | int, *, process_group: Any = None) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Balancer(nn.Module):
                 several processes: on any of them).
         """
         given = self._given(losses, or_none=self._together)
-        if not (self._together and self._exchanges):
+        if not (self._together and self._follows_losses):
             return self.total(given)
         total = self.total(self._over_ranks(given))
         self._check_ranks()
@@ -104,7 +104,7 @@ class Balancer(nn.Module):
         to what the balancer learns. A rank without any calls, and propagates, ``balancer({})`` instead.
         """
         given = self._given(losses)
-        if not (self._together and self._exchanges):
+        if not (self._together and self._follows_losses):
             return {self.tasks[t]: term for t, term in self.terms(given).items()}
         terms = self.terms(self._over_ranks(given))
         self._check_ranks()
@@ -232,8 +232,8 @@ class Balancer(nn.Module):
 
 
 def _dtype(losses: Mapping[int, Tensor]) -> torch.dtype:
-    """That of the losses, float32 at least."""
-    return reduce(torch.promote_types, (loss.dtype for loss in losses.values()), torch.float32)
+    """That of the losses, float32 at least; of none, that in which they were exchanged."""
+    return reduce(torch.promote_types, (loss.dtype for loss in losses.values()), torch.float32) if losses else torch.float64
 
 
 def _told(value: object) -> object:

@@ -29,7 +29,7 @@ class ConstantWeights(LossOnlyBalancer):
         process_group: as for every ``Balancer``.
     """
 
-    _exchanges: ClassVar[bool] = False
+    _follows_losses: ClassVar[bool] = False
 
     _constant: Tensor
 
@@ -45,7 +45,7 @@ class ConstantWeights(LossOnlyBalancer):
         return self._constant.clone()
 
     def total(self, losses: dict[int, Tensor]) -> Tensor:
-        return super().total(losses) if losses else self._constant.new_zeros((), dtype=torch.float32)
+        return super().total(losses) if losses else self._constant.new_zeros(())
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
         w = self._taken(self._constant, here)

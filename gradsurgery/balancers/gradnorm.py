@@ -220,7 +220,7 @@ class GradNorm(Balancer):
         """The gradient of a loss at the shared layer, None for a parameter that it does not reach."""
         assert self._layer is not None
         with probing():
-            grads = list(torch.autograd.grad(loss, self._layer[0], retain_graph=True, allow_unused=True))
+            grads: list[Tensor | None] = list(torch.autograd.grad(loss, self._layer[0], retain_graph=True, allow_unused=True))
         if all(g is None for g in grads):
             raise ValueError("layer: a task's loss does not reach the shared layer; give a layer that all tasks share.")
         return grads

@@ -55,7 +55,7 @@ class LossOnlyBalancer(Balancer):
     def _evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
         self._follow(losses.device)
         value, w = self.evaluate(losses, here)
-        if self._learning:
+        if self._learning and self._follows_losses:
             with torch.no_grad():
                 self._weights = self._scattered(w, here)
         return value, w

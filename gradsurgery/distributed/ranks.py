@@ -67,7 +67,7 @@ class Ranks:
         assert isinstance(made, dist.ProcessGroup)
         self.group = made
         self.size, self.rank = len(self.members), self.members.index(me)
-        self.checks = dist.get_debug_level() is dist.DebugLevel.DETAIL  # type: ignore[attr-defined]
+        self.checks = dist.get_debug_level() == dist.DebugLevel.DETAIL  # type: ignore[attr-defined]
         self._upper: dict[tuple[int, torch.device], Tensor] = {}
 
     def __deepcopy__(self, memo: object) -> Ranks:
