@@ -151,7 +151,9 @@ def test_calls_that_cannot_be_are_refused_on_all() -> None:
 def test_a_rank_that_went_its_own_way_is_found_where_checks_are_asked_for() -> None:
     for fine, error in ranks(2, balancing.diverged, TORCH_DISTRIBUTED_DEBUG="DETAIL"):
         assert fine == "no error"
-        assert error.startswith("RuntimeError: weights: expected the same bits on every rank in step 1, found rank 0: [0.5, 0.5, 0.5]")
+        assert error.startswith(
+            "RuntimeError: weights: expected the same bits on every rank in step 1, found rank 0: [0.5, 0.5, 0.5]"
+        )
 
 
 def test_a_broken_loss_on_one_rank_is_one_on_all() -> None:
