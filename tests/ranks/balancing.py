@@ -6,16 +6,17 @@ import copy
 import io
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from ranks.counted import Counted, Message
+from ranks.said import said
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradsurgery as gs
 from gradsurgery.balancers import Balancer
@@ -204,33 +205,12 @@ def train(rank: int, cases: list[Case], steps: range, starts: bytes | None = Non
 # --- single calls -----------------------------------------------------------------------------------------------------------
 
 
-class Collectives(TorchDispatchMode):
-    """Which collectives are called, and with how many elements of which type."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, int, torch.dtype]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "c10d":
-            tensors = list(_tensors(args[0]))
-            self.seen.append((func._opname, sum(x.numel() for x in tensors), tensors[0].dtype))
-        return func(*args, **(kwargs or {}))
-
-    def taken(self) -> list[tuple[str, int, torch.dtype]]:
-        seen, self.seen = self.seen, []
-        return seen
+Calls = dict[str, list[Message]]
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor):
-            yield value
-        else:
-            yield from _tensors(value)
-
-
-Calls = dict[str, list[tuple[str, int, torch.dtype]]]
+def taken(counted: Counted) -> list[Message]:
+    messages, counted.messages = counted.messages, []
+    return messages
 
 
 def count(rank: int, names: list[str], source: str, dtype: torch.dtype) -> dict[str, Calls]:
@@ -250,36 +230,27 @@ def count(rank: int, names: list[str], source: str, dtype: torch.dtype) -> dict[
             return {t: view.square().mean() for t, view in zip(TASKS, views, strict=True) if rank or t != "b"}
 
         calls = found[name] = {}
-        with Collectives() as collectives:
+        with Counted() as counted:
             total = balancer(losses())
-            calls["call"] = collectives.taken()
+            calls["call"] = taken(counted)
             total.backward()
-            calls["backward"] = collectives.taken()
+            calls["backward"] = taken(counted)
             if hasattr(balancer, "update"):
                 balancer.update(losses())
-                calls["update"] = collectives.taken()
+                calls["update"] = taken(counted)
             if hasattr(balancer, "end_epoch"):
                 balancer.end_epoch()
-                calls["end_epoch"] = collectives.taken()
+                calls["end_epoch"] = taken(counted)
             balancer.weighted(losses())
-            calls["weighted"] = collectives.taken()
+            calls["weighted"] = taken(counted)
             with torch.no_grad():
                 balancer(losses())
             balancer.eval()
             if rank:  # the others need not come
                 balancer(losses())
             balancer.state_dict()
-            calls["out of training"] = collectives.taken()
+            calls["out of training"] = taken(counted)
     return found
-
-
-def told(make: Callable[[], Any]) -> str:
-    """The error that something ends with."""
-    try:
-        make()
-    except (TypeError, ValueError, RuntimeError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "no error"
 
 
 def disagree(rank: int, others: dict[str, dict[str, Any]]) -> dict[tuple[str, str], str]:
@@ -294,15 +265,15 @@ def disagree(rank: int, others: dict[str, dict[str, Any]]) -> dict[tuple[str, st
                 options["layer"] = nn.Linear(2, width)
             return spec.build(tasks, process_group=dist.group.WORLD, **options)  # type: ignore[no-any-return]
 
-        found[name, "tasks"] = told(lambda build=build: build(TASKS[:: 1 - 2 * rank]))
-        found[name, "number"] = told(lambda build=build: build(3 + rank))
+        found[name, "tasks"] = said(lambda build=build: build(TASKS[:: 1 - 2 * rank]))
+        found[name, "number"] = said(lambda build=build: build(3 + rank))
         for option, value in options.items():
             if option == "layer":
-                found[name, option] = told(lambda build=build: build(width=3 + rank))
+                found[name, option] = said(lambda build=build: build(width=3 + rank))
             elif option != "aggregator":
                 given = {option: value} if rank else {}
-                found[name, option] = told(lambda build=build, given=given: build(**given))
-    found["uw", "balancer"] = told(lambda: gs.balancers()[("uw", "imtll")[rank]].build(TASKS, process_group=dist.group.WORLD))
+                found[name, option] = said(lambda build=build, given=given: build(**given))
+    found["uw", "balancer"] = said(lambda: gs.balancers()[("uw", "imtll")[rank]].build(TASKS, process_group=dist.group.WORLD))
     return found
 
 
@@ -318,15 +289,15 @@ def misuse(rank: int) -> dict[str, str]:
     shared = gs.GradientAggregator("sum", tasks=TASKS, process_group=group)
     famo(ones)
     return {
-        "none": told(lambda: balancer({})),
-        "none of loss-only": told(lambda: geometric([None] * 3)),
-        "weighted": told(lambda: balancer.weighted({})),
-        "eval": told(lambda: copy.deepcopy(balancer).eval()({})),
-        "update": told(lambda: famo.update({"a": ones["a"]})),
-        "aggregator and group": told(lambda: gs.GradNorm(TASKS, aggregator=alone, process_group=group)),
-        "local": told(lambda: gs.GradNorm(TASKS, aggregator=local)),
-        "differs": told(lambda: gs.GradNorm(TASKS, aggregator=shared, alpha=1.0 + rank)),
-        "no group": told(lambda: gs.IMTLLoss(TASKS, process_group="gloo")),
+        "none": said(lambda: balancer({})),
+        "none of loss-only": said(lambda: geometric([None] * 3)),
+        "weighted": said(lambda: balancer.weighted({})),
+        "eval": said(lambda: copy.deepcopy(balancer).eval()({})),
+        "update": said(lambda: famo.update({"a": ones["a"]})),
+        "aggregator and group": said(lambda: gs.GradNorm(TASKS, aggregator=alone, process_group=group)),
+        "local": said(lambda: gs.GradNorm(TASKS, aggregator=local)),
+        "differs": said(lambda: gs.GradNorm(TASKS, aggregator=shared, alpha=1.0 + rank)),
+        "no group": said(lambda: gs.IMTLLoss(TASKS, process_group="gloo")),
     }
 
 
@@ -335,10 +306,10 @@ def diverged(rank: int) -> tuple[str, str]:
     assert os.environ["TORCH_DISTRIBUTED_DEBUG"] == "DETAIL"
     balancer = gs.UncertaintyWeighting(TASKS, process_group=dist.group.WORLD)
     ones = {t: torch.ones((), requires_grad=True) for t in TASKS}
-    fine = told(lambda: balancer(ones))
+    fine = said(lambda: balancer(ones))
     with torch.no_grad():
         balancer.log_vars[1] += rank
-    return fine, told(lambda: balancer(ones))
+    return fine, said(lambda: balancer(ones))
 
 
 def broken(rank: int, names: list[str]) -> dict[str, tuple[Tensor, Any, Any]]:
@@ -407,4 +378,4 @@ def copies(rank: int) -> tuple[bool, str]:
     """Whether a copy balances as the original does; and what is said of a pickle."""
     balancer = gs.SoftmaxUncertainty(TASKS, process_group=dist.group.WORLD)
     losses = [torch.tensor(1.0 + t + rank, requires_grad=True) for t in range(3)]
-    return torch.equal(copy.deepcopy(balancer)(losses), balancer(losses)), told(lambda: pickle.dumps(balancer))
+    return torch.equal(copy.deepcopy(balancer)(losses), balancer(losses)), said(lambda: pickle.dumps(balancer))
