@@ -123,8 +123,7 @@ class Balancer(nn.Module):
             ValueError: on every rank, where one differs.
         """
         if self._ranks is not None:
-            told = {"balancer": type(self).__name__, "tasks": self.tasks}
-            self._ranks.agree({**told, **{name: _told(value) for name, value in options.items()}}, type(self).__name__)
+            self._ranks.agree({"balancer": type(self).__name__, "tasks": self.tasks, **options}, type(self).__name__)
 
     @property
     def _together(self) -> bool:
@@ -234,10 +233,3 @@ class Balancer(nn.Module):
 def _dtype(losses: Mapping[int, Tensor]) -> torch.dtype:
     """That of the losses, float32 at least; of none, that in which they were exchanged."""
     return reduce(torch.promote_types, (loss.dtype for loss in losses.values()), torch.float32) if losses else torch.float64
-
-
-def _told(value: object) -> object:
-    """An option as it is compared: the numbers, whatever device or order they came in."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    return dict(sorted(value.items())) if isinstance(value, Mapping) else value

@@ -300,6 +300,8 @@ def _comparable(value: object) -> str:
         return f"{value.spec.name}({options})"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_comparable(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_comparable(value[key])}' for key in sorted(value, key=str))}}}"
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return repr(value)

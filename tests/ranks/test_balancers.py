@@ -131,7 +131,7 @@ def test_what_differs_between_ranks_is_named_on_all() -> None:
         for (name, option), message in found.items():
             named = "tasks" if option == "number" else option
             assert message.startswith(f"ValueError {named}: expected the same on every rank, found rank 0: "), (name, message)
-        assert "rank 0: ('a', 'b', 'c'); rank 1: ('c', 'b', 'a')" in found["uw", "tasks"]
+        assert "rank 0: ['a', 'b', 'c']; rank 1: ['c', 'b', 'a']" in found["uw", "tasks"]
 
 
 def test_calls_that_cannot_be_are_refused_on_all() -> None:
@@ -145,6 +145,7 @@ def test_calls_that_cannot_be_are_refused_on_all() -> None:
         assert found["aggregator and group"].startswith("ValueError process_group: expected none with aggregator=")
         assert found["local"].startswith("ValueError aggregator: expected sync='global'")
         assert found["differs"].startswith("ValueError alpha: expected the same on every rank, found rank 0: 1.0; rank 1: 2.0")
+        assert found["other order"] == "nothing"
         assert found["no group"].startswith("TypeError process_group: expected a torch.distributed process group")
 
 
