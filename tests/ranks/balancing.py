@@ -288,6 +288,7 @@ def misuse(rank: int) -> dict[str, str]:
     local = gs.GradientAggregator("sum", tasks=TASKS, process_group=group, sync="local")
     shared = gs.GradientAggregator("sum", tasks=TASKS, process_group=group)
     famo(ones)
+    twos = dict.fromkeys(TASKS[:: 1 - 2 * rank], 2.0)
     return {
         "none": said(lambda: balancer({})),
         "none of loss-only": said(lambda: geometric([None] * 3)),
@@ -298,7 +299,7 @@ def misuse(rank: int) -> dict[str, str]:
         "local": said(lambda: gs.GradNorm(TASKS, aggregator=local)),
         "differs": said(lambda: gs.GradNorm(TASKS, aggregator=shared, alpha=1.0 + rank)),
         "other order": said(
-            lambda: gs.ConstantWeights(TASKS, weights=dict.fromkeys(TASKS[:: 1 - 2 * rank], 2), process_group=group)
+            lambda: gs.ConstantWeights(TASKS, weights=twos, process_group=group)
         ),
         "no group": said(lambda: gs.IMTLLoss(TASKS, process_group="gloo")),
     }
