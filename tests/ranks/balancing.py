@@ -298,9 +298,7 @@ def misuse(rank: int) -> dict[str, str]:
         "aggregator and group": said(lambda: gs.GradNorm(TASKS, aggregator=alone, process_group=group)),
         "local": said(lambda: gs.GradNorm(TASKS, aggregator=local)),
         "differs": said(lambda: gs.GradNorm(TASKS, aggregator=shared, alpha=1.0 + rank)),
-        "other order": said(
-            lambda: gs.ConstantWeights(TASKS, weights=twos, process_group=group)
-        ),
+        "other order": said(lambda: gs.ConstantWeights(TASKS, weights=twos, process_group=group)),
         "no group": said(lambda: gs.IMTLLoss(TASKS, process_group="gloo")),
     }
 
