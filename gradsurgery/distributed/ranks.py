@@ -99,7 +99,7 @@ class Ranks:
         return self  # a communicator is of the process, not of the object
 
     def __reduce__(self) -> Any:
-        raise TypeError("process_group: a communicator cannot be pickled; save the aggregator's state_dict() instead.")
+        raise TypeError("process_group: a communicator cannot be pickled; save the state_dict() of what has it instead.")
 
     # --- what is agreed on --------------------------------------------------------------------------------------------------
 
@@ -305,6 +305,8 @@ def _comparable(value: object) -> str:
         return f"{value.spec.name}({options})"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(_comparable(item) for item in value)}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_comparable(value[key])}' for key in sorted(value, key=str))}}}"
     if callable(value):
         return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
     return repr(value)

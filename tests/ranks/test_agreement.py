@@ -90,7 +90,7 @@ def test_one_dimension_of_a_mesh() -> None:
 
 def test_copies() -> None:
     for pickled, loaded, weights, of_copy in ranks(2, copies):
-        assert pickled.startswith("TypeError process_group: a communicator cannot be pickled; save the aggregator's state_dict()")
+        assert pickled.startswith("TypeError process_group: a communicator cannot be pickled; save the state_dict() of what has it")
         assert loaded == "nothing"
         assert torch.equal(weights, of_copy)
 
