@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,15 +21,21 @@ from .registry import register
 class ConstantWeights(LossOnlyBalancer):
     """sum_t w_t L_t with constant w.
 
+    Several processes exchange nothing: the value is of this rank's losses, and 0 without any. The ranks' mean is the batch's.
+
     Args:
         tasks: the tasks' names, or their number.
         weights: w, for all tasks or one each.
+        process_group: as for every ``Balancer``.
     """
+
+    _exchanges: ClassVar[bool] = False
 
     _constant: Tensor
 
-    def __init__(self, tasks: Sequence[str] | int, *, weights: PerTask = 1.0) -> None:
-        super().__init__(tasks)
+    def __init__(self, tasks: Sequence[str] | int, *, weights: PerTask = 1.0, process_group: Any = None) -> None:
+        super().__init__(tasks, process_group=process_group)
+        self._agree(weights=weights)
         constant = torch.tensor(self._each("weights", weights), dtype=torch.float64)
         self.register_buffer("_constant", constant, persistent=False)
 
@@ -36,6 +43,9 @@ class ConstantWeights(LossOnlyBalancer):
     def weights(self) -> Tensor:
         """w. [T], float64"""
         return self._constant.clone()
+
+    def total(self, losses: dict[int, Tensor]) -> Tensor:
+        return super().total(losses) if losses else self._constant.new_zeros((), dtype=torch.float32)
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:
         w = self._taken(self._constant, here)

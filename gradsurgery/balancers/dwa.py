@@ -38,12 +38,16 @@ class DynamicWeightAverage(EpochBalancer):
         tasks: the tasks' names, or their number.
         temp: temperature, positive; the larger, the more even the weights. 2 in the paper.
         window: an epoch is so many calls in training, and ``end_epoch`` does nothing.
+        process_group: as for every ``Balancer``.
     """
 
     _means: Tensor
 
-    def __init__(self, tasks: Sequence[str] | int, *, temp: float = 2.0, window: int | None = None) -> None:
-        super().__init__(tasks)
+    def __init__(
+        self, tasks: Sequence[str] | int, *, temp: float = 2.0, window: int | None = None, process_group: Any = None
+    ) -> None:
+        super().__init__(tasks, process_group=process_group)
+        self._agree(temp=temp, window=window)
         check_number("temp", temp, above=0)
         if window is not None:
             check_integer("window", window, at_least=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ class EpochBalancer(LossOnlyBalancer):
     _sums: Tensor
     _counts: Tensor
 
-    def __init__(self, tasks: Sequence[str] | int) -> None:
-        super().__init__(tasks)
+    def __init__(self, tasks: Sequence[str] | int, *, process_group: Any = None) -> None:
+        super().__init__(tasks, process_group=process_group)
         self.register_buffer("_sums", torch.zeros(len(self.tasks), dtype=torch.float64))  # of this epoch's losses
         self.register_buffer("_counts", torch.zeros(len(self.tasks), dtype=torch.float64))
 

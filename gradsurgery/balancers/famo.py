@@ -43,12 +43,16 @@ class FAMO(LossOnlyBalancer):
     Where a loss before or after the step is not finite, or not above L_min - eps, x stays as it is for all tasks, as the model
     does when a GradScaler skips the step.
 
+    Of several processes all call ``update``, which exchanges the losses once more; one without any of the tasks, ``update({})``.
+
     Args:
         tasks: the tasks' names, or their number.
         min_losses: L_min, what a loss cannot fall below, for all tasks or one each.
         lr: learning rate of x, 0.025 in the paper.
         weight_decay: gamma, pulls x towards equal weights: gamma x is added to its gradient (Adam's L2 form).
         eps: the authors' 1e-8; with 0 the weights do not depend on the losses' scale, and a loss at its minimum gives NaN.
+        update_on_next_call: see above.
+        process_group: as for every ``Balancer``.
     """
 
     logits: Tensor
@@ -67,8 +71,10 @@ class FAMO(LossOnlyBalancer):
         weight_decay: float = 1e-3,
         eps: float = 1e-8,
         update_on_next_call: bool = False,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__(tasks, process_group=process_group)
+        self._agree(min_losses=min_losses, lr=lr, weight_decay=weight_decay, eps=eps, update_on_next_call=update_on_next_call)
         for name, value in (("lr", lr), ("weight_decay", weight_decay), ("eps", eps)):
             check_number(name, value, at_least=0)
         check_bool("update_on_next_call", update_on_next_call)
@@ -103,12 +109,14 @@ class FAMO(LossOnlyBalancer):
         """
         if self.update_on_next_call:
             raise RuntimeError("FAMO.update: with update_on_next_call=True the next call updates; leave one of the two out.")
-        given = self._given(losses)
+        given = self._given(losses, or_none=self._ranks is not None)
         if not self._waiting:
             raise RuntimeError(
                 "FAMO.update: expected balancer(losses) in training mode since the last update, found none; "
                 "the order is balancer(losses).backward(), optimizer.step(), balancer.update(losses computed anew)."
             )
+        if self._ranks is not None:
+            given = self._over_ranks(given)
         if list(given) != self._waiting:
             names = [", ".join(self.tasks[t] for t in tasks) for tasks in (self._waiting, given)]
             raise ValueError(f"losses: expected the tasks of the last call ({names[0]}), found {names[1]}.")

@@ -21,6 +21,7 @@ class GeometricMean(LossOnlyBalancer):
 
     Args:
         tasks: the tasks' names, or their number.
+        process_group: as for every ``Balancer``.
     """
 
     def evaluate(self, losses: Tensor, here: list[int]) -> tuple[Tensor, Tensor]:

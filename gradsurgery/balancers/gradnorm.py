@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Sequence
+from functools import reduce
 from itertools import chain
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from gradsurgery.aggregator import GradientAggregator
 from gradsurgery.capture.probe import probing
+from gradsurgery.distributed import Ranks, mean_
 from gradsurgery.monitor import Statistics
 from gradsurgery.options import check_choice, check_integer, check_number
 
@@ -63,6 +65,11 @@ class GradNorm(Balancer):
     * ``layer``: the parameters of a shared layer, the paper's W; costs one partial backward pass a task, down to that layer. Under
       float16 these passes are not scaled; use ``aggregator`` there.
 
+    Of several processes G_t is the norm of the gradient of the whole batch. An aggregator that has a process group brings it along
+    with K, and the balancer takes the group from there: 8 T bytes a call in training, for the losses. With ``layer`` and
+    ``process_group`` each such call exchanges the gradients as well: another all-reduce of T N numbers of the layer's N (of n N
+    where n tasks are there at all; 4 bytes each, 8 in float64).
+
     Args:
         tasks: the tasks' names, or their number; with ``aggregator``, the names it uses.
         aggregator: a GradientAggregator through which the balanced loss is propagated.
@@ -72,6 +79,7 @@ class GradNorm(Balancer):
         initial_steps: see ``initial_losses``.
         parametrisation: "weights", the paper's: ``task_weights`` holds w. "softmax": it holds s with w = T softmax(s), as in
             LibMTL; w is positive by itself, and neither clamped nor renormalised.
+        process_group: as for every ``Balancer``, with ``layer``. With ``aggregator`` it is the aggregator's.
     """
 
     _initial: Tensor
@@ -87,8 +95,8 @@ class GradNorm(Balancer):
         initial_losses: PerTask | None = None,
         initial_steps: int = 1,
         parametrisation: Literal["weights", "softmax"] = "weights",
+        process_group: Any = None,
     ) -> None:
-        super().__init__(tasks)
         if (aggregator is None) == (layer is None):
             raise ValueError(
                 "GradNorm: expected exactly one of aggregator= (norms from its Gram matrix) and layer= (a shared layer)."
@@ -96,6 +104,19 @@ class GradNorm(Balancer):
         wanted: object = aggregator
         if not isinstance(wanted, GradientAggregator | None):
             raise TypeError(f"aggregator: expected a GradientAggregator, found {type(wanted).__name__}.")
+        if process_group is not None and layer is None:
+            raise ValueError("process_group: expected none with aggregator=, which has its own; give it to GradientAggregator.")
+        super().__init__(tasks, process_group=process_group)
+        if aggregator is not None:
+            self._ranks = _ranks_of(aggregator)
+        parameters = None if layer is None else _parameters(layer)
+        self._agree(
+            layer=None if parameters is None else [list(p.shape) for p in parameters],
+            alpha=alpha,
+            initial_losses=initial_losses,
+            initial_steps=initial_steps,
+            parametrisation=parametrisation,
+        )
         check_number("alpha", alpha, at_least=0)
         check_integer("initial_steps", initial_steps, at_least=1)
         check_choice("parametrisation", parametrisation, ("weights", "softmax"))
@@ -110,8 +131,9 @@ class GradNorm(Balancer):
             self._initial.copy_(torch.tensor(self._each("initial_losses", initial_losses, above=0)))
             self._seen.fill_(initial_steps)
         # In a tuple, since neither the layer's parameters nor the aggregator's state are this module's.
-        self._layer = None if layer is None else (_parameters(layer),)
+        self._layer = None if parameters is None else (parameters,)
         self._rates: dict[int, Tensor] = {}
+        self._here: frozenset[int] = frozenset()  # the tasks of this rank in the last call of all ranks
         self._listens = aggregator is not None
         if aggregator is not None:
             if aggregator.declared and not set(aggregator.tasks) <= set(self.tasks):
@@ -157,7 +179,7 @@ class GradNorm(Balancer):
             self._rates = self._training_rates(losses)
         if self._layer is None:
             return weighted
-        gradient = self._gradient({t: w[t] * self._norm(loss) for t, loss in losses.items()})
+        gradient = self._gradient({t: w[t] * norm for t, norm in self._norms(losses).items()})
         # Adds nothing to the value and `gradient` to the gradient of w.
         return {t: term + (self.task_weights[t] - self.task_weights[t].detach()) * gradient[t] for t, term in weighted.items()}
 
@@ -174,15 +196,34 @@ class GradNorm(Balancer):
         mean = torch.stack(list(ratios.values())).mean()
         return {t: ratio / mean for t, ratio in ratios.items()}
 
-    def _norm(self, loss: Tensor) -> Tensor:
-        """n_t = |grad of L_t at the shared layer|."""
+    def _over_ranks(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
+        self._here = frozenset(losses)
+        return super()._over_ranks(losses)
+
+    def _norms(self, losses: dict[int, Tensor]) -> dict[int, Tensor]:
+        """n_t = |grad of L_t at the shared layer| of the tasks present, on several ranks on any of them."""
+        if self._ranks is None:
+            return {t: _norm(self._at_layer(loss)) for t, loss in losses.items()}
+        assert self._layer is not None
+        layer = self._layer[0]
+        dtype = reduce(torch.promote_types, (p.dtype for p in layer), torch.float32)
+        rows = torch.zeros(len(losses), sum(p.numel() for p in layer), dtype=dtype, device=layer[0].device)
+        for row, (t, loss) in zip(rows, losses.items(), strict=True):
+            if t in self._here:
+                for part, g in zip(row.split([p.numel() for p in layer]), self._at_layer(loss), strict=True):
+                    if g is not None:
+                        part.copy_(g.flatten())
+        mean_(rows, self._ranks, f"of the layer's gradients ({rows.numel()} numbers)")
+        return {t: _norm([row]) for t, row in zip(losses, rows, strict=True)}
+
+    def _at_layer(self, loss: Tensor) -> list[Tensor | None]:
+        """The gradient of a loss at the shared layer, None for a parameter that it does not reach."""
         assert self._layer is not None
         with probing():
-            grads = torch.autograd.grad(loss, self._layer[0], retain_graph=True, allow_unused=True)
-        squares = [g.double().square().sum() for g in grads if g is not None]
-        if not squares:
+            grads = list(torch.autograd.grad(loss, self._layer[0], retain_graph=True, allow_unused=True))
+        if all(g is None for g in grads):
             raise ValueError("layer: a task's loss does not reach the shared layer; give a layer that all tasks share.")
-        return torch.stack(squares).sum().sqrt()
+        return grads
 
     @torch.no_grad()
     def _gradient(self, norms: dict[int, Tensor]) -> dict[int, Tensor]:
@@ -215,6 +256,25 @@ class GradNorm(Balancer):
         for t, value in self._gradient(norms).items():
             grad[t] = value
         self.task_weights.grad = grad if self.task_weights.grad is None else self.task_weights.grad + grad
+
+
+def _norm(gradient: Iterable[Tensor | None]) -> Tensor:
+    """|g| of a gradient in pieces, float64. []"""
+    return torch.stack([g.double().square().sum() for g in gradient if g is not None]).sum().sqrt()
+
+
+def _ranks_of(aggregator: GradientAggregator) -> Ranks | None:
+    """The ranks over which an aggregator's K is.
+
+    Raises:
+        ValueError: they do not share one K.
+    """
+    if aggregator._ranks is not None and aggregator._together is None:
+        raise ValueError(
+            "aggregator: expected sync='global', so that every rank hears of the same K, found 'local'; or give layer= and "
+            "process_group=."
+        )
+    return aggregator._together
 
 
 def _parameters(layer: nn.Module | Tensor | Iterable[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +25,12 @@ class IMTLLoss(Balancer):
     Args:
         tasks: the tasks' names, or their number.
         initial_log_scales: s at the start, for all tasks or one each.
+        process_group: as for every ``Balancer``.
     """
 
-    def __init__(self, tasks: Sequence[str] | int, *, initial_log_scales: PerTask = 0.0) -> None:
-        super().__init__(tasks)
+    def __init__(self, tasks: Sequence[str] | int, *, initial_log_scales: PerTask = 0.0, process_group: Any = None) -> None:
+        super().__init__(tasks, process_group=process_group)
+        self._agree(initial_log_scales=initial_log_scales)
         self.log_scales = nn.Parameter(torch.tensor(self._each("initial_log_scales", initial_log_scales)))
 
     @property

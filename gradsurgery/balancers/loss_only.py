@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,14 +15,13 @@ class LossOnlyBalancer(Balancer):
     """L = B(L_1, ..., L_T) with weights w_t = dB/dL_t, of which a subclass gives both.
 
     T numbers are computed in float64 and the loss is returned in the losses' dtype (float32 at least). Buffers follow the losses'
-    device, and nothing waits for it. In distributed training each rank weighs by its own losses; average them over the ranks first
-    where the weights have to agree.
+    device, and nothing waits for it.
     """
 
     _weights: Tensor
 
-    def __init__(self, tasks: Sequence[str] | int) -> None:
-        super().__init__(tasks)
+    def __init__(self, tasks: Sequence[str] | int, *, process_group: Any = None) -> None:
+        super().__init__(tasks, process_group=process_group)
         self.register_buffer("_weights", torch.full((len(self.tasks),), torch.nan, dtype=torch.float64))
 
     @property

@@ -1,7 +1,7 @@
 """The registry of balancers: losses -> one scalar loss, each in a file of its own.
 
 Registering a class is all it takes: ``gradsurgery.balancers()``, the trainers' choices and the tests iterate the registry. A
-balancer's options are the keyword-only arguments of its ``__init__``.
+balancer's options are the keyword-only arguments of its ``__init__``, but for ``process_group``, which all take.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BalancerSpec:
 
     Attributes:
         name: as the papers write it, lower case.
-        options: option names and their defaults.
+        options: option names and their defaults, but for ``process_group``.
         properties: what a loop has to know of it, and what holds of its weights; the tests prove each.
         paper: where the balancer comes from.
         summary: the first line of its documentation, the formula.
@@ -51,8 +51,8 @@ class BalancerSpec:
     summary: str
     cls: type[Balancer] = field(repr=False)
 
-    def build(self, tasks: Sequence[str] | int, **options: Any) -> Balancer:
-        """A balancer of these tasks with these options.
+    def build(self, tasks: Sequence[str] | int, *, process_group: Any = None, **options: Any) -> Balancer:
+        """A balancer of these tasks with these options, and of these processes.
 
         Raises:
             TypeError: an option the balancer does not have.
@@ -62,6 +62,8 @@ class BalancerSpec:
         if unknown:
             known = ", ".join(self.options) or "no options"
             raise TypeError(f"balancer {self.name!r} has no option {', '.join(map(repr, unknown))}; it takes {known}.")
+        if process_group is not None:
+            options["process_group"] = process_group
         return self.cls(tasks, **options)
 
 
@@ -83,7 +85,8 @@ def register(name: str, *, paper: str, properties: Sequence[str] = ()) -> Callab
         if name in _SPECS:
             raise ValueError(f"name: a balancer {name!r} is registered already, by {_SPECS[name].cls.__qualname__}.")
         arguments = inspect.signature(cls).parameters.values()
-        options = {a.name: a.default for a in arguments if a.kind is inspect.Parameter.KEYWORD_ONLY}
+        keywords = [a for a in arguments if a.kind is inspect.Parameter.KEYWORD_ONLY and a.name != "process_group"]
+        options = {a.name: a.default for a in keywords}
         summary = (cls.__doc__ or "").strip().splitlines()[0]
         _SPECS[name] = BalancerSpec(name, MappingProxyType(options), frozenset(properties), paper, summary, cls)
         return cls

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -30,12 +31,14 @@ class RandomLossWeighting(LossOnlyBalancer):
     Args:
         tasks: the tasks' names, or their number.
         seed: of the draws, an integer of 64 bits; None counts as 0, and ranks still draw the same.
+        process_group: as for every ``Balancer``.
     """
 
     _key: Tensor
 
-    def __init__(self, tasks: Sequence[str] | int, *, seed: int | None = 0) -> None:
-        super().__init__(tasks)
+    def __init__(self, tasks: Sequence[str] | int, *, seed: int | None = 0, process_group: Any = None) -> None:
+        super().__init__(tasks, process_group=process_group)
+        self._agree(seed=seed)
         check_seed(seed)
         self.register_buffer("_key", first_key(seed))  # (seed, step)
 

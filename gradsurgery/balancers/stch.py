@@ -37,6 +37,7 @@ class SmoothTchebycheff(EpochBalancer):
         weights: the preferences lambda, for all tasks or one each, not negative; 1/T by default.
         reference: the ideal losses z, for all tasks or one each; 0 by default.
         warmup: epochs of the sum of logarithms, or None; the loop says their end with ``balancer.end_epoch()``.
+        process_group: as for every ``Balancer``.
     """
 
     _preferences: Tensor
@@ -51,8 +52,10 @@ class SmoothTchebycheff(EpochBalancer):
         weights: PerTask | None = None,
         reference: PerTask | None = None,
         warmup: int | None = None,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__(tasks, process_group=process_group)
+        self._agree(mu=mu, weights=weights, reference=reference, warmup=warmup)
         check_number("mu", mu, above=0)
         if warmup is not None:
             check_integer("warmup", warmup, at_least=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class UncertaintyWeighting(Balancer):
         form: see above.
         kinds: "regression" or "classification", for all tasks or one each.
         initial_log_vars: s at the start, for all tasks or one each.
+        process_group: as for every ``Balancer``.
     """
 
     _factors: Tensor
@@ -52,8 +53,10 @@ class UncertaintyWeighting(Balancer):
         form: Form = "kendall",
         kinds: Kind | Sequence[Kind] = "regression",
         initial_log_vars: PerTask = 0.0,
+        process_group: Any = None,
     ) -> None:
-        super().__init__(tasks)
+        super().__init__(tasks, process_group=process_group)
+        self._agree(form=form, kinds=kinds, initial_log_vars=initial_log_vars)
         T = len(self.tasks)
         check_choice("form", form, ("kendall", "exponential", "liebel"))
         each = [kinds] * T if isinstance(kinds, str) else list(kinds) if isinstance(kinds, Sequence) else []

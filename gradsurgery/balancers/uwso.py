@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -27,10 +28,12 @@ class SoftmaxUncertainty(LossOnlyBalancer):
     Args:
         tasks: the tasks' names, or their number.
         temp: temperature, positive; the paper tunes it for each data set.
+        process_group: as for every ``Balancer``.
     """
 
-    def __init__(self, tasks: Sequence[str] | int, *, temp: float = 1.0) -> None:
-        super().__init__(tasks)
+    def __init__(self, tasks: Sequence[str] | int, *, temp: float = 1.0, process_group: Any = None) -> None:
+        super().__init__(tasks, process_group=process_group)
+        self._agree(temp=temp)
         check_number("temp", temp, above=0)
         self.temp = temp
 
