@@ -31,10 +31,14 @@ class Replicas:
     """`problem.represent` and `problem.loss`; on several ranks their backward passes average the gradients of the parameters.
 
     Trunk and heads are wrapped one by one, so that a task that no rank has leaves its head alone, as in one process.
+
+    Args:
+        problem: whose model it is.
+        averaged: whether something else averages the gradients: surgery on parameters does.
     """
 
-    def __init__(self, problem: Problem) -> None:
-        self.problem = problem
+    def __init__(self, problem: Problem, *, averaged: bool) -> None:
+        self.problem, self.averaged = problem, averaged
         self._wrapped: dict[str, tuple[list[nn.Parameter], Callable[..., Any]]] = {}
 
     def represent(self, batch: Any) -> Any:
@@ -48,7 +52,7 @@ class Replicas:
 
     def _part(self, name: str, module: nn.Module, work: Callable[..., Any]) -> Callable[..., Any]:
         """`work`, wrapped anew where other parameters train than before (frozen for some epochs): DDP does not see that itself."""
-        if world() == 1:
+        if world() == 1 or self.averaged:
             return work
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         before, wrapped = self._wrapped.pop(name, ([], None))

@@ -18,6 +18,10 @@ from harness.replicas import Replicas
 
 def make_surgery(problem: Problem, arguments: argparse.Namespace) -> gs.GradientAggregator:
     """The aggregator that --method and --method-option name."""
+    if world() > 1 and arguments.form == "parameters":
+        raise RunError(
+            f"--form parameters: expected split or detach with {world()} processes, whose gradients nobody would average there."
+        )
     try:
         diagnosed = "diagnostics" in gs.methods()[arguments.method].options
         known: dict[str, Any] = {"diagnostics": True} if diagnosed else {}  # the log shows K
@@ -65,7 +69,7 @@ class SurgicalStep:
     def __init__(self, problem: Problem, surgery: gs.GradientAggregator, balancer: Balancer | None,
                  optimizer: torch.optim.Optimizer, precision: Precision, *, form: str, clip_norm: float) -> None:  # fmt: skip
         self.problem, self.surgery, self.balancer = problem, surgery, balancer
-        self.replicas = Replicas(problem)
+        self.replicas = Replicas(problem, averaged=form == "parameters")
         self.optimizer, self.precision = optimizer, precision
         self.form, self.clip_norm = form, clip_norm
         self.separable = any(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import signal
 from collections.abc import Iterable
@@ -96,9 +97,9 @@ class Points:
         return []
 
 
-def as_launched(rank: int) -> None:
+def as_launched(rank: int, world: int) -> None:
     """The environment variables of a launcher."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(dist.get_world_size())}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
 
 
 def training(out: Path, options: tuple[str, ...], **problem: Any) -> Training:
@@ -117,7 +118,7 @@ def train(rank: int, out: Path, options: tuple[str, ...], stop: tuple[int, int, 
     Args:
         stop: a rank, the step in which it gets a signal, and which.
     """
-    as_launched(rank)
+    as_launched(rank, dist.get_world_size())
     run = training(out, options, **problem, stop=stop[1:] if stop is not None and stop[0] in (rank, -1) else None)
     ended = run.run()
     return ended, run.step, {name: value.clone() for name, value in run.problem.model.state_dict().items()}
@@ -125,7 +126,7 @@ def train(rank: int, out: Path, options: tuple[str, ...], stop: tuple[int, int, 
 
 def refused(rank: int, out: Path, options: tuple[str, ...], problem: dict[str, Any]) -> tuple[str, str]:
     """Which error a run ends with."""
-    as_launched(rank)
+    as_launched(rank, dist.get_world_size())
     try:
         training(out, options, **problem)
     except RunError as error:
@@ -165,3 +166,13 @@ def normalized(rank: int, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, 
 
 
 SIGTERM, SIGKILL = int(signal.SIGTERM), int(signal.SIGKILL)
+
+
+def main(rank: int, trainer: str, port: int, options: tuple[str, ...]) -> int:
+    """The exit status of a trainer's command line, which makes its own process group."""
+    world = dist.get_world_size()
+    dist.destroy_process_group()
+    as_launched(rank, world)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    status: int = importlib.import_module(f"{trainer}.train").main(options)
+    return status
