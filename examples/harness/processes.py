@@ -115,6 +115,14 @@ def anywhere(holds: bool) -> bool:
     return bool(largest(torch.tensor(float(holds))))
 
 
+def of_first(value: Any) -> Any:
+    """What the first process has there."""
+    told = [value]
+    if world() > 1:
+        dist.broadcast_object_list(told)
+    return told[0]
+
+
 def signalled(number: int | None) -> int | None:
     """The signal that any rank has received; None: none has."""
     return int(largest(torch.tensor(number or 0))) or None

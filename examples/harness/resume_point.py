@@ -20,7 +20,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_with_pa
 
 from harness.checkpoint import atomic_write, flush_folder
 from harness.errors import RunError
-from harness.processes import barrier, is_first, world
+from harness.processes import barrier, is_first, of_first, world
 
 FORMAT = "gradsurgery-example-state-2"
 CHECKSUMS = "checksums.json"
@@ -33,7 +33,7 @@ def find_state(folder: Path) -> Path | None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain Python values, the same on every rank) to `folder`; collective, every rank writes a share.
+    """Write `state` to `folder`; collective. Of tensors, which all ranks have alike, each writes a share; plain values are the first's.
 
     All processes have to see the same file system.
     """
@@ -92,7 +92,7 @@ def _divided(state: dict[str, Any]) -> dict[str, Any]:
     leaves, structure = tree_flatten_with_path(state)
     tensors = {keystr(path): leaf for path, leaf in leaves if isinstance(leaf, torch.Tensor)}
     rest = tree_unflatten([None if isinstance(leaf, torch.Tensor) else leaf for _, leaf in leaves], structure)
-    return {**tensors, REST: (rest,)}
+    return {**tensors, REST: (of_first(rest),)}
 
 
 def _read(folder: Path) -> dict[str, Any]:
