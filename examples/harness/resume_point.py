@@ -33,7 +33,7 @@ def find_state(folder: Path) -> Path | None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` to `folder`; collective. Of tensors, which all ranks have alike, each writes a share; plain values are the first's.
+    """Write `state` to `folder`; collective. Of tensors, which all ranks have alike, each writes a share; the rest is the first's.
 
     All processes have to see the same file system.
     """
