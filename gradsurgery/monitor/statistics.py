@@ -130,6 +130,39 @@ class Statistics:
         """The number of pairs of tasks with <g_i, g_j> < 0."""
         return int((self.gram.triu(1) < 0).sum())
 
+    @cached_property
+    def similarity(self) -> Tensor:
+        """2 |g_i| |g_j| / (|g_i|² + |g_j|²): 1 for equal lengths, near 0 where one is nothing; NaN for two zeros. [T, T]
+
+        The gradient magnitude similarity of Yu et al., NeurIPS 2020 (arXiv:2001.06782), definition 2.
+        """
+        squares = self.norms.square()
+        return 2 * torch.outer(self.norms, self.norms) / (squares[:, None] + squares[None])
+
+    @property
+    def condition(self) -> float:
+        """σ_max / σ_min of the gradients of the tasks present, side by side; infinite where they are dependent to rounding.
+
+        The condition number that Aligned-MTL brings to 1 (Senushkin et al., CVPR 2023, arXiv:2305.19000).
+        """
+        here = [t for t, present in enumerate(self.present) if present]
+        if self.nonfinite or not here:
+            return math.nan
+        values = torch.linalg.eigvalsh(self.gram[here][:, here])  # ascending
+        rounding = len(here) * torch.finfo(torch.float64).eps * values[-1]
+        return math.inf if values[0] <= rounding else float((values[-1] / values[0]).sqrt())
+
+    @property
+    def task_cosines(self) -> Tensor:
+        """cos(g_t, out): how far the step serves each task; NaN for a zero or absent one. [T]"""
+        return self.alignment / (self.norms * self.norm)
+
+    @property
+    def mean_cosine(self) -> float:
+        """cos(out, mean_t g_t): 1 where surgery changed a length at most."""
+        total = self.gram.sum()  # |sum_t g_t|², absent ones being zero
+        return float(self.alignment.sum() / (self.norm * total.clamp_min(0).sqrt()))
+
     @property
     def pairs(self) -> int:
         """The number of pairs of tasks that were present."""

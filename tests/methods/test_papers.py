@@ -62,26 +62,31 @@ def test_the_front_is_where_nothing_is_missed() -> None:
     assert missed((-FRONT - 2, -8.0)) > 0.3
 
 
-# Yu et al. 2020, Figure 1: from (0.5, -3) with Adam at 1e-3 (500,000 steps there; what happens has happened before 320,000).
+# Yu et al. 2020, Figure 1: from (0.5, -3) with Adam at 1e-3 (500,000 steps there; what happens has happened before 270,000).
 
 
 @pytest.mark.slow
 def test_the_sum_stays_in_the_first_ravine() -> None:
     """It reaches the bottom of the first loss's ravine and crosses it back and forth, while the second loss hardly matters."""
-    for point in descend(ravines, (0.5, -3.0), 320_000, "sum"):
+    for point in descend(ravines, (0.5, -3.0), 60_000, "sum"):
         assert point[0] > 1.5
         assert point[1] < -1
         assert ravines(point)[0][1] > 30
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["pcgrad", "upgrad"])
-def test_pcgrad_follows_the_ravine_to_where_both_losses_are_least(method: str) -> None:
-    """Also UPGrad, which for two tasks is half of PCGrad."""
-    for point in descend(ravines, (0.5, -3.0), 320_000, method)[-20:]:
+def test_pcgrad_follows_the_ravine_to_where_both_losses_are_least() -> None:
+    for point in descend(ravines, (0.5, -3.0), 270_000, "pcgrad")[-20:]:
         assert abs(point[0] + 2) < 0.1
         assert point[1] > 3
         assert max(ravines(point)[0]) < -70
+
+
+def test_upgrad_of_two_tasks_is_half_of_pcgrad() -> None:
+    """What the figure shows of the one therefore holds for the other."""
+    for _ in range(50):
+        grads = torch.randn(2, 3, dtype=torch.float64)
+        assert torch.allclose(2 * gs.aggregate(grads, "upgrad"), gs.aggregate(grads, "pcgrad"), rtol=1e-12, atol=1e-12)
 
 
 # Liu et al. 2021, Figure 1, and Navon et al. 2022, Figure 1: starts above the basin lead through a ravine, those beside it do not.
@@ -91,9 +96,9 @@ BESIDE = ((-8.5, -5.0), (-7.5, -0.5), (9.0, -1.0))
 AVERAGE = front(0.0)  # the least average loss
 
 
-def end(start: Pair, method: str, scale: float = 1.0) -> Pair:
-    """Where a method is after the paper's 100,000 steps, and after fewer from where it arrives sooner."""
-    return descend(partial(basin, scale=scale), start, 100_000 if start in ABOVE else 30_000, method)[-1]
+def end(start: Pair, method: str, scale: float = 1.0, steps: int = 60_000) -> Pair:
+    """Where a method has arrived, mostly in fewer steps than the papers' 100,000."""
+    return descend(partial(basin, scale=scale), start, steps if start in ABOVE else 20_000, method)[-1]
 
 
 def excess(point: Pair) -> float:
@@ -113,7 +118,7 @@ def test_the_average_gets_stuck_above_the_basin() -> None:
 @pytest.mark.parametrize("start", [*ABOVE, *BESIDE], ids=str)
 @pytest.mark.parametrize("method", ["cagrad"])
 def test_cagrad_reaches_the_least_average_from_everywhere(method: str, start: Pair) -> None:
-    assert end(start, method) == pytest.approx(AVERAGE, abs=1e-3)
+    assert end(start, method, steps=100_000) == pytest.approx(AVERAGE, abs=1e-3)
 
 
 @pytest.mark.slow
@@ -131,6 +136,11 @@ def test_others_stop_where_they_meet_the_front(method: str, start: Pair) -> None
 @pytest.mark.parametrize("start", BESIDE, ids=str)
 @pytest.mark.parametrize("method", ["nashmtl", "fairgrad"])
 def test_the_scale_of_a_loss_does_not_matter_to_nash(method: str, start: Pair) -> None:
-    """Where one loss counts an eighth, the bargain is struck at the same point, and the average elsewhere."""
+    """Where one loss counts an eighth, the bargain is struck at the same point."""
     assert end(start, method, scale=0.125) == pytest.approx(end(start, method), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", BESIDE, ids=str)
+def test_the_scale_of_a_loss_matters_to_the_average(start: Pair) -> None:
     assert abs(end(start, "mean", scale=0.125)[0] - end(start, "mean")[0]) > 1

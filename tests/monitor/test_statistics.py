@@ -42,6 +42,37 @@ def test_definitions() -> None:
     assert all(isinstance(v, float) for v in scalars.values())
 
 
+def test_more_definitions() -> None:
+    rows = torch.tensor([[2.0, -3.0, 0.0], [4.0, 3.0, 1.0], [-3.0, 0.0, 1.0]])
+    surgery, out = step(rows)
+    s, G, result = surgery.statistics(), rows.double(), out.double()
+    lengths = G.norm(dim=1)
+    for i in range(3):
+        for j in range(3):
+            a, b = float(lengths[i]), float(lengths[j])
+            assert float(s.similarity[i, j]) == pytest.approx(2 * a * b / (a * a + b * b))
+    assert s.condition == pytest.approx(float(torch.linalg.cond(G)))
+    torch.testing.assert_close(s.task_cosines, torch.cosine_similarity(G, result[None]), rtol=1e-5, atol=1e-6)
+    assert s.mean_cosine == pytest.approx(float(torch.cosine_similarity(result, G.mean(0), dim=0)), abs=1e-6)
+
+
+def test_condition_of_dependent_absent_and_broken_gradients() -> None:
+    surgery, _ = step(torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]]))
+    assert surgery.statistics().condition == math.inf
+    surgery, _ = step(torch.tensor([[1.0, 2.0], [float("nan"), 4.0]]))
+    assert math.isnan(surgery.statistics().condition)
+    surgery = gs.GradientAggregator("pcgrad", tasks=["a", "b", "c"])
+    x = torch.zeros(2, requires_grad=True)
+    one, other = surgery.split(x * 1, ["a", "c"])
+    (one[0] * 3 + other[1] * 4).backward()
+    assert surgery.statistics().condition == pytest.approx(4 / 3)  # of the two that are there
+
+
+def test_surgery_without_conflict_leaves_the_mean_direction() -> None:
+    surgery, _ = step(torch.tensor([[1.0, 2.0], [2.0, 1.0]]))
+    assert surgery.statistics().mean_cosine == pytest.approx(1.0)
+
+
 def test_zero_and_infinite_gradients() -> None:
     surgery, _ = step(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
     assert math.isnan(surgery.statistics().cosines[0, 1])
