@@ -21,12 +21,14 @@ from harness.processes import agreed, attempt, average
 from harness.replicas import synchronize_batch_norm
 from harness.reproducibility import seed_everything
 from harness.training import Training
+from ranks.launch import PRELOADED
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from gradsurgery.balancers.uncertainty import Kind
 
+PRELOADED.extend(["torch.utils.tensorboard", "torchvision", "rich.progress"])  # which every trainer imports
 SAMPLES, BATCH, EPOCHS = 20, 4, 3
 
 
