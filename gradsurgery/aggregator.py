@@ -20,6 +20,7 @@ from gradsurgery.capture.split import split
 from gradsurgery.capture.tasks import TaskNames
 from gradsurgery.capture.traced import enroll, split_in_graph
 from gradsurgery.distributed import SyncMode, checked_ranks
+from gradsurgery.distributed.joining import joined
 from gradsurgery.functional import Gradient, Gradients, checked_targets, second_batch
 from gradsurgery.methods import Method, build
 from gradsurgery.methods.registry import check_takes_against
@@ -189,21 +190,57 @@ class GradientAggregator(ParameterSpace):
         else:
             self._backward_detached()
 
+    # --- several processes --------------------------------------------------------------------------------------------------
+
     def take_part(self, device: torch.device | str = "cpu") -> None:
         """This rank's part of a step in which no backward pass reaches its features: a batch without a label, or no batch left.
 
-        The others wait for it, as surgery is of all ranks' gradients. Here nothing is written, and the step is counted.
+        The others wait for it, as surgery is of all ranks' gradients. Here nothing is written, the step is counted, and features
+        that ``detach`` gave are dropped. If this rank has a backward pass of its own around the features, for the sake of the
+        messages of a wrapped model, call this first: the others come here before they end theirs.
 
         Args:
             device: where the model lies.
 
         Raises:
-            RuntimeError: there is no process group; or, with groups of tensors, no earlier step has told which there are.
+            RuntimeError: there is no process group; with groups of tensors, no earlier step has told which there are; gradients
+                have reached the features of ``detach``; or another rank did not come.
         """
         if self._ranks is None:
             raise RuntimeError("take_part: expected an aggregator with process_group=; without one nobody waits for this process.")
+        if self._detached is not None:
+            if self._detached.named or self._detached.unnamed:
+                raise RuntimeError(
+                    "take_part: expected a step without a task, found gradients at the features of detach(). Call backward()."
+                )
+            self._detached.release()
+            self._detached = None
         if self._together is not None:
-            self._absent(torch.device(device))
+            self._absent(torch.device(device))()
+
+    def join(
+        self,
+        model: Any,
+        divide_by_initial_world_size: bool = True,
+        enable: bool = True,
+        throw_on_early_termination: bool = False,
+    ) -> Any:
+        """A context manager for a loop whose ranks have different numbers of batches, instead of the one of ``model.join()``.
+
+        A rank that has left its loop takes part in the others' steps without a task until they have left theirs: in the messages
+        of DistributedDataParallel, and in those of this aggregator and of any other in the model, each of which makes one step of
+        ``split`` or ``detach`` a forward pass. Its loss is zero there, and still counts in the mean over the ranks.
+
+        Args:
+            model: a DistributedDataParallel.
+            divide_by_initial_world_size, enable, throw_on_early_termination: as of ``DistributedDataParallel.join``. The mean over
+                the ranks that are left (False) needs a method that does not ask how long the gradients are.
+
+        Raises:
+            TypeError: ``model`` is no DistributedDataParallel.
+            ValueError: the ranks of an aggregator are not those of ``model``; or such a method with a mean over those left.
+        """
+        return joined(model, [self], divide_by_initial_world_size, enable, throw_on_early_termination)
 
     def train(self, mode: bool = True) -> GradientAggregator:
         """As any module's; out of training no memory is held for the next step."""

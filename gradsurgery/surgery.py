@@ -18,11 +18,11 @@ from gradsurgery.capture.gradients import TaskGradients
 from gradsurgery.capture.grouping import SAMPLE, GroupBy, check_samples, group_labels, sample_names
 from gradsurgery.capture.losses import scalar_loss, stacked
 from gradsurgery.capture.tasks import TaskNames
-from gradsurgery.distributed import Parts, Ranks, SyncMode
+from gradsurgery.distributed import Parts, Ranks, SyncMode, Whole
 from gradsurgery.memory import MethodMemory
 from gradsurgery.methods import Method, Solution, Step
 from gradsurgery.methods.by_sample import check_by_sample
-from gradsurgery.methods.registry import WEIGHTED
+from gradsurgery.methods.registry import WEIGHTED, required_losses
 from gradsurgery.monitor import Statistics
 from gradsurgery.options import check_integer
 from gradsurgery.reuse import Reuse, Served
@@ -140,6 +140,7 @@ class Surgery(MethodMemory):
         else:
             ops.combine_(out, grads.entries, kept, grads.stacked, accumulate, groups or None)
             solution = Solution(None, kept)
+            present = serve[1]
         self._record(solution, present, serve, renewed=kept is None)
         for p, tensor in zip(reached, out, strict=True):
             if targets is not None or given.shape(p) is not None:
@@ -199,24 +200,35 @@ class Surgery(MethodMemory):
 
         Args:
             local: this rank's part of K. [T, T] or [G, T, T]
-            step: what else there is to know; of ``present``, what is on this rank.
+            step: what else there is to know; of ``present`` and ``losses``, what is on this rank.
             parts: as of ``Ranks.gram``.
             scale: by which the gradients were multiplied, float64; None: 1. []
         """
         assert self._together is not None
         assert step.present is not None
-        K, present = self._together.gram(local, step.present, parts)
-        if scale is not None:
-            K = K / safe(scale) ** 2
-        solution = self.method.solve(K, step._replace(present=present))
+        return self._decided(
+            self._together.gram(local, step.present, parts, self._step, self._sent_losses(step, local)), step, scale
+        )
+
+    def _decided(self, whole: Whole, step: Step, scale: Tensor | None) -> tuple[Solution, tuple[bool, ...]]:
+        """The weights of what the ranks know together, and which tasks some rank has; the arguments as of ``_solve_together``."""
+        assert self._together is not None
+        K = whole.gram if scale is None else whole.gram / safe(scale) ** 2
+        solution = self.method.solve(K, step._replace(present=whole.present, losses=whole.losses))
         assert solution.weights is not None
         if self._together.checks:
             self._together.check_same(solution.weights, self._step)
-        return solution, present
+        return solution, whole.present
+
+    def _sent_losses(self, step: Step, like: Tensor) -> Tensor | None:
+        """This rank's losses, if the method asks for them; anything of tasks that it lacks. [T]"""
+        if "losses" not in self.method.needs:
+            return None
+        return required_losses(self.method, step) if step.present and any(step.present) else like.new_zeros(like.shape[-1])
 
     @torch.no_grad()
-    def _absent(self, device: torch.device) -> None:
-        """A step of the other ranks."""
+    def _absent(self, device: torch.device) -> Callable[[], None]:
+        """A step of the other ranks: tells them that this one lacks all tasks. What is returned waits for them, and records it."""
         self._losses = {}
         T, groups = len(self._names), tuple[str, ...]()
         if self._group_by is not None:
@@ -226,12 +238,20 @@ class Surgery(MethodMemory):
         here, serve = (False,) * T, ("features", (True,) * T, groups)
         kept = self._reuse.take(serve, device)
         if kept is not None:
-            self._record(Solution(None, kept), here, serve, renewed=False)
-            return
+            self._record(Solution(None, kept), serve[1], serve, renewed=False)
+            return lambda: None
+        assert self._together is not None
         zeros = torch.zeros(*((len(groups),) if groups else ()), T, T, dtype=torch.float64, device=device)
         like = TaskGradients([zeros[0] if groups else zeros], T, stacked=True)
-        solution, present = self._solve_together(zeros, Step(self._state(like, [], groups), here), "samples")
-        self._record(solution, present, serve, renewed=True)
+        step = Step(self._state(like, [], groups), here)
+        answer = self._together.ask(zeros, here, "samples", self._step, self._sent_losses(step, zeros))
+
+        @torch.no_grad()
+        def finish() -> None:
+            solution, present = self._decided(answer(), step, None)
+            self._record(solution, present, serve, renewed=True)
+
+        return finish
 
     def _served(self, present: tuple[bool, ...]) -> tuple[bool, ...]:
         """For which tasks weights serve: on several ranks for all, as none knows at once whom the others have. [T]"""
