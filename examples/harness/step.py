@@ -40,12 +40,12 @@ def make_balancer(problem: Problem, arguments: argparse.Namespace, surgery: gs.G
     if arguments.balancer == "none":
         return None
     spec = gs.balancers()["uw" if arguments.balancer == "uncertainty" else arguments.balancer]
-    known: dict[str, Any] = {"kinds": problem.kinds, "aggregator": surgery}
-    if world() > 1 and "aggregator" not in spec.options:  # which brings its own
-        known["process_group"] = torch.distributed.group.WORLD
+    known = {"kinds": problem.kinds, "aggregator": surgery}
+    of_its_own = world() > 1 and "aggregator" not in spec.options  # the aggregator brings its process group along
+    group = torch.distributed.group.WORLD if of_its_own else None
     options = {name: value for name, value in known.items() if name in spec.options}
     try:
-        return spec.build(problem.tasks, **{**options, **dict(arguments.balancer_option)})
+        return spec.build(problem.tasks, process_group=group, **{**options, **dict(arguments.balancer_option)})
     except (TypeError, ValueError) as error:
         raise RunError(f"--balancer {arguments.balancer}: {error}") from error
 

@@ -15,7 +15,9 @@ from torch import nn
 
 FORMS = [
     ("--method", "pcgrad", "--clip-norm", "1"),
-    ("--method", "cagrad", "--form", "detach"),
+    ("--method", "cagrad", "--form", "detach", "--balancer", "uncertainty"),
+    ("--method", "sum", "--balancer", "famo"),
+    ("--method", "mean", "--form", "detach", "--balancer", "gradnorm"),
 ]
 
 
@@ -44,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("options", FORMS, ids=lambda options: options[1])
+@pytest.mark.parametrize("options", FORMS, ids=lambda options: "-".join(options[1::2]))
 def test_many_processes_are_as_one(tmp_path: Path, whole: Path, options: tuple[str, ...], world: int) -> None:
     """Samples without targets lie unevenly on the ranks, "rare" on one of them or none; a layer is frozen in the first epoch."""
     problem = {} if options is FORMS[0] else {"frozen": 1}
