@@ -46,11 +46,9 @@ class Training:
         self.sampler = EpochSampler(_sized(problem.train_data), arguments.seed)
         samples = len(self.sampler)
         self.batch_size = min(arguments.batch_size, samples)  # of all processes
-        agreed(attempt(lambda: check_divisible(problem, self.batch_size)))
+        agreed(attempt(self._check))
         problem.model.to(self.device)
         if arguments.double:
-            if arguments.amp != "off":
-                raise RunError(f"--double --amp {arguments.amp}: expected one of the two; leave the other out.")
             problem.model.double()
         synchronize_batch_norm(problem.model, self.device)
         if arguments.compile:
@@ -79,6 +77,11 @@ class Training:
         self.log: RunLog | NoLog = NoLog(self._columns())
         if is_first():
             self.log = RunLog(folder.log, self._columns(), folder.tensorboard, position=log_position, step=self.step)
+
+    def _check(self) -> None:
+        if self.arguments.double and self.arguments.amp != "off":
+            raise RunError(f"--double --amp {self.arguments.amp}: expected one of the two; leave the other out.")
+        check_divisible(self.problem, self.batch_size)
 
     @property
     def finished(self) -> bool:
