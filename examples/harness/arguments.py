@@ -93,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     machine.add_argument("--seed", type=at_least(0), default=0)
     machine.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, …")
     machine.add_argument("--amp", choices=tuple(AMP), default="off", help="mixed precision")
+    machine.add_argument("--double", action="store_true", help="compute in float64, to compare runs whose sums differ in order")
     machine.add_argument("--compile", action="store_true", help="torch.compile the trunk and each head")
     machine.add_argument("--deterministic", action="store_true", help="raise on any operation that is not reproducible")
     machine.add_argument("--workers", type=at_least(0), default=0, help="data loading processes")

@@ -28,8 +28,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the rename itself lives in the directory, which has to reach the disk too
-        directory = os.open(path.parent, os.O_RDONLY)
+    flush_folder(path.parent)
+
+
+def flush_folder(path: Path) -> None:
+    """Names live in their directory, which has to reach the disk, too."""
+    if os.name == "posix":
+        directory = os.open(path, os.O_RDONLY)
         try:
             os.fsync(directory)
         finally:

@@ -9,6 +9,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
 from harness.metric import Metric
+from harness.precision import at_least_float32
+from harness.processes import anywhere, average
 
 MISSING = -1
 NAMES = ("accuracy", "macro_f1")
@@ -20,14 +22,15 @@ def class_metrics(task: str, *, primary: str) -> tuple[Metric, ...]:
 
 
 def classification_loss(logits: Tensor, target: Tensor) -> Tensor | None:
-    """Mean of −log softmax(logits)[target] over labelled samples, in float32; None without one.
+    """Mean of −log softmax(logits)[target] over labelled samples, in float32; None without one on any rank.
 
     Samples without a label are cut out, so that whatever their logits are, they get a gradient of exactly zero.
     """
     labelled = target != MISSING
-    if not labelled.any():
+    count = average(labelled.sum())
+    if not count:
         return None
-    return F.cross_entropy(logits[labelled].float(), target[labelled])
+    return F.cross_entropy(at_least_float32(logits[labelled]), target[labelled], reduction="sum") / count
 
 
 class ClassificationMetrics:
@@ -59,7 +62,7 @@ class ClassificationMetrics:
 
     def compute(self) -> dict[str, float]:
         """{"task/metric": value}; empty when no sample had a label."""
-        if not self.seen:
+        if not anywhere(self.seen):
             return {}
         return {f"{self.task}/{name}": float(metric.compute()) for name, metric in self.metrics.items()}
 

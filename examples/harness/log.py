@@ -58,6 +58,23 @@ class RunLog:
         self._tensorboard.close()
 
 
+class NoLog:
+    """What a process that does not write has in the place of a RunLog."""
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        self.columns = ("step", "epoch", *columns)
+
+    def row(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def position(self) -> int:
+        """0: what counts is the first process's."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def read_log(path: Path) -> dict[str, dict[int, float]]:
     """log.csv as {column: {step: value}}, empty cells left out."""
     with open(path, newline="") as file:

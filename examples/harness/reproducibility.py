@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import BatchSampler, Sampler
+
+from harness.processes import part_of
 
 
 def seed_everything(seed: int, *, deterministic: bool) -> None:
@@ -59,3 +61,14 @@ class EpochSampler(Sampler[int]):
 
     def __len__(self) -> int:
         return len(self.data) - self.start
+
+
+class PartOfBatches(Sampler[list[int]]):
+    """This process's part of every batch: batches are those of one process, and each rank has its samples in the same order."""
+
+    def __init__(self, batches: BatchSampler) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        parts = (batch[part_of(len(batch))] for batch in self.batches)
+        return (part for part in parts if part)

@@ -45,7 +45,7 @@ class RunFolder:
         self.note = path / "note.md"
         self.pictures = path / "pictures"
         self.tensorboard = path / "tensorboard"
-        self.last = path / "checkpoints" / "last.pt"
+        self.last = path / "checkpoints" / "last"
         self.best = path / "checkpoints" / "best.pt"
 
     def create(self, configuration: Mapping[str, Any]) -> None:

@@ -12,13 +12,21 @@ from gradsurgery.balancers import Balancer
 from harness.errors import RunError
 from harness.precision import Precision
 from harness.problem import Problem
+from harness.processes import average, world
+from harness.replicas import Replicas
 
 
 def make_surgery(problem: Problem, arguments: argparse.Namespace) -> gs.GradientAggregator:
     """The aggregator that --method and --method-option name."""
+    if world() > 1 and arguments.form == "parameters":
+        raise RunError(
+            f"--form parameters: expected split or detach with {world()} processes, whose gradients nobody would average there."
+        )
     try:
         diagnosed = "diagnostics" in gs.methods()[arguments.method].options
         known: dict[str, Any] = {"diagnostics": True} if diagnosed else {}  # the log shows K
+        if world() > 1:
+            known["process_group"] = torch.distributed.group.WORLD
         surgery = gs.GradientAggregator(arguments.method, tasks=problem.tasks, **known | dict(arguments.method_option))
         # Some methods want more tasks than there are; they say so here, and not in the first step.
         gs.aggregate(torch.eye(len(problem.tasks)), surgery.method, losses=[1.0] * len(problem.tasks))
@@ -33,9 +41,11 @@ def make_balancer(problem: Problem, arguments: argparse.Namespace, surgery: gs.G
         return None
     spec = gs.balancers()["uw" if arguments.balancer == "uncertainty" else arguments.balancer]
     known = {"kinds": problem.kinds, "aggregator": surgery}
+    of_its_own = world() > 1 and "aggregator" not in spec.options  # the aggregator brings its process group along
+    group = torch.distributed.group.WORLD if of_its_own else None
     options = {name: value for name, value in known.items() if name in spec.options}
     try:
-        return spec.build(problem.tasks, **{**options, **dict(arguments.balancer_option)})
+        return spec.build(problem.tasks, process_group=group, **{**options, **dict(arguments.balancer_option)})
     except (TypeError, ValueError) as error:
         raise RunError(f"--balancer {arguments.balancer}: {error}") from error
 
@@ -59,6 +69,7 @@ class SurgicalStep:
     def __init__(self, problem: Problem, surgery: gs.GradientAggregator, balancer: Balancer | None,
                  optimizer: torch.optim.Optimizer, precision: Precision, *, form: str, clip_norm: float) -> None:  # fmt: skip
         self.problem, self.surgery, self.balancer = problem, surgery, balancer
+        self.replicas = Replicas(problem, averaged=form == "parameters")
         self.optimizer, self.precision = optimizer, precision
         self.form, self.clip_norm = form, clip_norm
         self.separable = any(
@@ -81,29 +92,29 @@ class SurgicalStep:
             if isinstance(self.balancer, gs.FAMO) and not self.balancer.update_on_next_call:
                 with torch.no_grad():
                     self.balancer.update(self._losses(batch))
-        return StepResult({task: loss.detach() for task, loss in losses.items()},
-                          1.0 if self.form == "parameters" else scale)  # fmt: skip
+        return StepResult(losses, 1.0 if self.form == "parameters" else scale)
 
     def _backward_split(self, batch: Any) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         with self.precision.autocast():
-            views = self.surgery.split(self.problem.represent(batch))
+            views = self.surgery.split(self.replicas.represent(batch))
             for task, view in zip(self.problem.tasks, views, strict=True):
-                if (loss := self.problem.loss(task, view, batch)) is not None:
+                if (loss := self.replicas.loss(task, view, batch)) is not None:
                     losses[task] = loss
+        told = _of_batch(losses)
         if losses:
-            self.surgery.observe(losses)
+            self.surgery.observe(told)
             total = torch.stack(list(losses.values())).sum() if self.balancer is None else self.balancer(losses)
             self.precision.scaler.scale(total).backward()
-        return losses
+        return told
 
     def _backward_detached(self, batch: Any) -> dict[str, Tensor]:
         losses: dict[str, Tensor] = {}
         with self.precision.autocast():
-            features = self.surgery.detach(self.problem.represent(batch))
+            features = self.surgery.detach(self.replicas.represent(batch))
         for task in self.problem.tasks:
             with self.precision.autocast():
-                loss = self.problem.loss(task, features, batch)
+                loss = self.replicas.loss(task, features, batch)
             if loss is None:
                 continue
             if self.balancer is None:
@@ -116,25 +127,26 @@ class SurgicalStep:
         if self.balancer is not None and not self.separable and losses:
             for task, term in self.balancer.weighted(losses).items():
                 self._propagate(task, term)
+        told = _of_batch(losses)
         if losses:
-            self.surgery.observe(losses)
+            self.surgery.observe(told)
             self.surgery.backward()
         else:
             self.surgery.reset()
-        return losses
+        return told
 
     def _backward_parameters(self, batch: Any) -> dict[str, Tensor]:
         losses = self._losses(batch)
         if losses:
             terms = losses if self.balancer is None else self.balancer.weighted(losses)
             self.surgery.backward(terms, shared=self.problem.model.trunk, scaler=self.precision.scaler)
-        return losses
+        return _of_batch(losses)
 
     def _losses(self, batch: Any) -> dict[str, Tensor]:
         """The losses of all tasks on one representation, without surgery."""
         with self.precision.autocast():
-            features = self.problem.represent(batch)
-            losses = {task: self.problem.loss(task, features, batch) for task in self.problem.tasks}
+            features = self.replicas.represent(batch)
+            losses = {task: self.replicas.loss(task, features, batch) for task in self.problem.tasks}
         return {task: loss for task, loss in losses.items() if loss is not None}
 
     def _propagate(self, task: str, loss: Tensor) -> Tensor:
@@ -142,3 +154,10 @@ class SurgicalStep:
         with self.surgery.task(task):
             self.precision.scaler.scale(loss).backward()
         return loss.detach()
+
+
+def _of_batch(losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The losses of the whole batch, without their graphs."""
+    if not losses:
+        return {}
+    return dict(zip(losses, average(torch.stack([loss.detach() for loss in losses.values()])).unbind(), strict=True))

@@ -16,6 +16,8 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
 
 from harness.checkpoint import load_checkpoint, save_checkpoint
 from harness.errors import RunError
+from harness.resume_point import find_state, load_state
+from harness.run_folder import RunFolder
 
 from multihead.model import ProductModel, model_from_state
 
@@ -26,14 +28,15 @@ def export(run: Path, out: Path, checkpoint: str) -> None:
     Raises:
         RunError: there is no such checkpoint, it is not of this trainer, or `out` exists.
     """
-    source = run / "checkpoints" / f"{checkpoint}.pt"
-    if not source.is_file():
+    folder = RunFolder.existing(run)
+    source = folder.best if checkpoint == "best" else folder.last
+    if not (source.is_file() or find_state(source)):
         raise RunError(f"--run {run}: expected the run folder of a trained model, found no {source}; train it first.")
     if out.exists():
         raise RunError(f"--out {out}: the file exists; remove it or choose another name.")
     if not out.parent.is_dir():
         raise RunError(f"--out {out}: the folder {out.parent} does not exist; make it first.")
-    state = load_checkpoint(source)
+    state = load_checkpoint(source) if source == folder.best else load_state(source)
     _model_of(state, source)
     save_checkpoint(out, {"model": state["model"]})
 

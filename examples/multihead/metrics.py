@@ -7,6 +7,7 @@ import torch
 import torchmetrics
 from harness.classification import ClassificationMetrics, class_metrics
 from harness.metric import Metric
+from harness.processes import anywhere
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
@@ -60,7 +61,7 @@ class TaskMetrics:
 
     def compute(self) -> dict[str, float]:
         """{"task/metric": value}."""
-        if not self.seen:
+        if not anywhere(self.seen):
             return {}
         values = {} if self.classes is None else self.classes.compute()
         return values | {f"{self.task}/{name}": float(metric.compute()) for name, metric in self.metrics.items()}

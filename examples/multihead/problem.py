@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from harness.errors import RunError
 from harness.problem import Series
+from harness.processes import average, is_first
+from harness.resume_point import find_state
 from harness.run_folder import RunFolder
 from torch import Tensor
 
@@ -44,7 +46,7 @@ class ProductProblem:
         self.targets = fit_targets(train.labels, self.tasks, numbers=arguments.numbers,
                                    bins=arguments.bins or BINS, where=train.where)  # fmt: skip
         self.unseen = unseen(val.labels, self.targets)
-        if self.unseen:
+        if self.unseen and is_first():
             print(self._unseen_sentence(), flush=True)
         shape = _shape(arguments)
         self.train_data = ProductDataset(train, self.targets, size=shape.size, augment=arguments.augment, seed=arguments.seed)
@@ -57,7 +59,7 @@ class ProductProblem:
         self.floors = self.answer.measure(self.val_data)
         torch.manual_seed(arguments.seed)  # the initial weights are a function of the seed, whatever was drawn before
         self.model = ProductModel(shape, self.targets, dropout=arguments.dropout)
-        if arguments.pretrained and not (arguments.resume and RunFolder.existing(arguments.out).last.exists()):
+        if arguments.pretrained and not (arguments.resume and find_state(RunFolder.existing(arguments.out).last)):
             self.model.trunk.load_imagenet(shape)
 
     def start_epoch(self, epoch: int) -> None:
@@ -72,10 +74,13 @@ class ProductProblem:
     def loss(self, task: str, features: Tensor, batch: Batch) -> Tensor | None:
         """The task's loss over the samples whose label is known, None where none is."""
         known = batch[f"{task}/known"]
-        if not known.any():
+        count = average(known.sum())
+        if not count:
             return None
         output = self.model.heads[task](features)  # of the whole batch, so that a compiled head sees one shape
-        return self.targets[task].loss(output[known], batch[task][known])
+        if not known.any():  # on this rank, whose part of the batch adds nothing
+            return (output * 0).sum()
+        return self.targets[task].loss(output[known], batch[task][known]) * (known.sum() / count)
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
         """{"task/metric": value} over the batches."""

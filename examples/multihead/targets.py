@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from harness.errors import DataError
+from harness.precision import at_least_float32
 from torch import Tensor
 
 from gradsurgery.balancers.uncertainty import Kind
@@ -43,7 +44,7 @@ class Vocabulary:
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """output [N, classes], target [N], the indices of the classes."""
-        return F.cross_entropy(output.float(), target.long())
+        return F.cross_entropy(at_least_float32(output), target.long())
 
     def predict(self, output: Tensor) -> Tensor:
         """[N, classes] -> probabilities [N, classes]"""
@@ -65,7 +66,7 @@ class Standardised:
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """output [N, 1], target [N] in the label's unit."""
-        return F.mse_loss(output.float()[:, 0], (target - self.mean) / self.std)
+        return F.mse_loss(at_least_float32(output)[:, 0], (target - self.mean) / self.std)
 
     def predict(self, output: Tensor) -> Tensor:
         """[N, 1] -> the number in the label's unit. [N]"""
@@ -98,7 +99,7 @@ class Binned:
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """output [N, bins], target [N] in the label's unit."""
-        return F.cross_entropy(output.float(), self.bin_of(target))
+        return F.cross_entropy(at_least_float32(output), self.bin_of(target))
 
     def predict(self, output: Tensor) -> Tensor:
         """[N, bins] -> the number in the label's unit. [N]"""

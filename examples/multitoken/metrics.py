@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from harness.metric import Metric
+from harness.processes import average
 from torch import Tensor
 
 from multitoken.data.windows import IGNORE
@@ -36,9 +37,8 @@ class Tally:
 
     def compute(self) -> dict[str, float]:
         """{"task/metric": value}, empty before any target was seen."""
-        if not self.bytes:
-            return {}
-        return {f"{self.task}/bits_per_byte": self.bits / self.bytes, f"{self.task}/accuracy": self.hits / self.bytes}
+        bits, hits, count = average(torch.tensor([self.bits, self.hits, self.bytes], dtype=torch.float64)).tolist()
+        return {f"{self.task}/bits_per_byte": bits / count, f"{self.task}/accuracy": hits / count} if count else {}
 
 
 class Unigram:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import log
 
 import torch.nn.functional as F
+from harness.precision import at_least_float32
 from torch import Tensor
 
 from multitoken.data.windows import IGNORE, targets
@@ -20,9 +21,7 @@ def task_names(tokens: int) -> tuple[str, ...]:
 def cross_entropy(logits: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """−log softmax(logits)[target] in nats, float32 or better, over targets other than IGNORE. logits [B, C, V], target [B, C]."""
     rows = logits.flatten(0, 1)  # [B·C, V]
-    return F.cross_entropy(
-        rows if rows.element_size() > 4 else rows.float(), target.flatten(), ignore_index=IGNORE, reduction=reduction
-    )
+    return F.cross_entropy(at_least_float32(rows), target.flatten(), ignore_index=IGNORE, reduction=reduction)
 
 
 class FutureTokens:
@@ -39,7 +38,7 @@ class FutureTokens:
         return features
 
     def loss(self, task: str, features: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        """Mean cross-entropy of one head; every training window holds targets for it."""
+        """Mean cross-entropy of one head; every training window holds as many targets for it, on whatever rank."""
         return cross_entropy(self.model.heads[task](features), self.target(task, batch))
 
     def target(self, task: str, batch: Mapping[str, Tensor]) -> Tensor:

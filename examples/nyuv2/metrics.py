@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 import torchmetrics
 from harness.metric import Metric
+from harness.processes import anywhere
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 from torchmetrics.regression import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError
@@ -139,7 +140,7 @@ class TaskMetrics:
     def compute(self) -> dict[str, float]:
         """{"task/metric": value}."""
         values: dict[str, Tensor] = {}
-        if self.seen:
+        if anywhere(self.seen):
             for name, metric in self.metrics.items():
                 value = metric.compute()
                 values |= value if isinstance(value, dict) else {name: value}

@@ -1,7 +1,8 @@
 """The tasks' losses: over valid pixels alone; without a valid pixel the task is absent and its loss is None.
 
-All are computed in float32 whatever the prediction's dtype. What a prediction says where its target is invalid changes neither
-a loss nor a gradient, NaN and infinity included.
+Of several processes each has its part of the batch: what is counted, averaged or compared is so over all of them, and the mean of
+their losses is the batch's. All are computed in float32 or wider, whatever the prediction's dtype. What a prediction says where its
+target is invalid changes neither a loss nor a gradient, NaN and infinity included.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from harness.errors import RunError
+from harness.precision import at_least_float32
+from harness.processes import average, largest
 from torch import Tensor
 
 from gradsurgery.balancers.uncertainty import Kind
@@ -19,20 +22,22 @@ from nyuv2.data.sample import IGNORE
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor | None:
     """Mean of −log softmax(logits)[target] over labelled pixels. logits [B, C, H, W], target int64 [B, H, W] with IGNORE."""
     labelled = target != IGNORE
-    if not labelled.any():
+    count = average(labelled.sum())
+    if not count:
         return None
     # One row a pixel: the two-dimensional kernel is not deterministic on CUDA, the one for rows is.
-    rows = logits.float().permute(0, 2, 3, 1).reshape(-1, logits.shape[1])  # [B·H·W, C]
+    rows = at_least_float32(logits).permute(0, 2, 3, 1).reshape(-1, logits.shape[1])  # [B·H·W, C]
     rows = rows.where(labelled.reshape(-1, 1), 0.0)
-    return F.cross_entropy(rows, target.reshape(-1), ignore_index=IGNORE)
+    return F.cross_entropy(rows, target.reshape(-1), ignore_index=IGNORE, reduction="sum") / count
 
 
 def l1_depth(prediction: Tensor, target: Tensor) -> Tensor | None:
     """Mean of |prediction − target| in metres over pixels with target > 0. Both [B, 1, H, W]."""
     valid = target > 0
-    if not valid.any():
+    count = average(valid.sum())
+    if not count:
         return None
-    return _error(prediction, target, valid).abs().sum() / valid.sum()
+    return _error(prediction, target, valid).abs().sum() / count
 
 
 def berhu_depth(prediction: Tensor, target: Tensor) -> Tensor | None:
@@ -44,11 +49,12 @@ def berhu_depth(prediction: Tensor, target: Tensor) -> Tensor | None:
     Laina et al., Deeper Depth Prediction with Fully Convolutional Residual Networks, 3DV 2016.
     """
     valid = target > 0
-    if not valid.any():
+    count = average(valid.sum())
+    if not count:
         return None
     error = _error(prediction, target, valid).abs()
-    c = (error.detach().max() / 5).clamp(min=torch.finfo(error.dtype).tiny)  # c = 0 where every error is 0
-    return torch.where(error <= c, error, (error.square() + c.square()) / (2 * c)).sum() / valid.sum()
+    c = (largest(error.max()) / 5).clamp(min=torch.finfo(error.dtype).tiny)  # c = 0 where every error is 0
+    return torch.where(error <= c, error, (error.square() + c.square()) / (2 * c)).sum() / count
 
 
 def silog_depth(prediction: Tensor, target: Tensor, lam: float = 0.85) -> Tensor | None:
@@ -59,13 +65,14 @@ def silog_depth(prediction: Tensor, target: Tensor, lam: float = 0.85) -> Tensor
     Computed as √(var d + (1 − λ) (mean d)²); the gradient of a perfect prediction is 0.
     """
     valid = target > 0
-    if not valid.any():
+    count = average(valid.sum())
+    if not count:
         return None
     # A softplus can underflow to 0, whose logarithm is infinite.
-    positive = prediction.float().where(valid, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
-    d, count = positive.log() - target.where(valid, 1.0).log(), valid.sum()
-    mean = d.sum() / count
-    variance = (d - mean).where(valid, 0.0).square().sum() / count
+    positive = at_least_float32(prediction).where(valid, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+    d = positive.log() - target.where(valid, 1.0).log()
+    mean = average(d.sum()) / count
+    variance = average((d - mean).where(valid, 0.0).square().sum()) / count
     square = variance + (1 - lam) * mean.square()
     return torch.where(square == 0, 1.0, square).sqrt() * (square != 0)  # NaN stays NaN
 
@@ -73,31 +80,34 @@ def silog_depth(prediction: Tensor, target: Tensor, lam: float = 0.85) -> Tensor
 def cosine_normal(prediction: Tensor, target: Tensor) -> Tensor | None:
     """Mean of 1 − ⟨prediction, target⟩ over pixels with a normal. Both [B, 3, H, W], unit vectors; target 0 where invalid."""
     valid = target.abs().sum(1) > 0  # [B, H, W]
-    if not valid.any():
+    count = average(valid.sum())
+    if not count:
         return None
-    cosine = (prediction.float().where(valid[:, None], 0.0) * target).sum(1)
-    return ((1 - cosine) * valid).sum() / valid.sum()
+    cosine = (at_least_float32(prediction).where(valid[:, None], 0.0) * target).sum(1)
+    return ((1 - cosine) * valid).sum() / count
 
 
 def l1_normal(prediction: Tensor, target: Tensor) -> Tensor | None:
     """Mean of |prediction − target| over the three components of pixels with a normal. Both [B, 3, H, W]; target 0: invalid."""
     valid = target.abs().sum(1, keepdim=True) > 0  # [B, 1, H, W]
-    if not valid.any():
+    count = average(valid.sum())
+    if not count:
         return None
-    return _error(prediction, target, valid).abs().sum() / (3 * valid.sum())
+    return _error(prediction, target, valid).abs().sum() / (3 * count)
 
 
 def l1_offset(prediction: Tensor, target: Tensor) -> Tensor | None:
     """Mean of |prediction − target| in pixels over both coordinates of the pixels in instances. Both [B, 2, H, W]; NaN in none."""
     valid = target.isfinite()
-    if not valid.any():
+    count = average(valid.sum())
+    if not count:
         return None
-    return _error(prediction, target.nan_to_num(), valid).abs().sum() / valid.sum()
+    return _error(prediction, target.nan_to_num(), valid).abs().sum() / count
 
 
 def _error(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """prediction − target, 0 where invalid: selected before any arithmetic, as 0 · NaN would be NaN."""
-    return prediction.float().where(valid, target) - target
+    return at_least_float32(prediction).where(valid, target) - target
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness.checkpoint import load_checkpoint
+from harness.resume_point import load_state
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         with monkeypatch.context() as patched:
             patched.setattr(problem, "represent", stopping)
             assert train(tmp_path / "parts", *options) == 128 + signal.SIGTERM
-        assert load_checkpoint(tmp_path / "parts/checkpoints/last.pt")["step"] == step
+        assert load_state(tmp_path / "parts/checkpoints/last")["step"] == step
         assert train(tmp_path / "parts", "--resume") == 0
         for name in ("log.csv", "metrics.json", *files):
             assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
-        states = [load_checkpoint(tmp_path / run / "checkpoints/last.pt")["model"] for run in ("whole", "parts")]
+        states = [load_state(tmp_path / run / "checkpoints/last")["model"] for run in ("whole", "parts")]
         assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
     return check

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/trainers.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^python (examples/\S+\.py.*)$", PAGE, flags=re.MULTILINE)
+LAUNCHERS = r"python|torchrun --nproc-per-node \d|accelerate launch (?:--multi_gpu |--cpu )?--num_processes \d"
+COMMANDS = re.findall(rf"^(?:{LAUNCHERS}) (examples/\S+\.py.*)$", PAGE, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,6 +28,10 @@ def test_commands_parse(command: str) -> None:
 
 def _parser(module: str):  # type: ignore[no-untyped-def]  # argparse.ArgumentParser
     return importlib.import_module(module).build_parser()
+
+
+def test_every_launcher_is_on_the_page() -> None:
+    assert set(re.findall(r"^(\w+) .*examples/\S+\.py", PAGE, flags=re.MULTILINE)) == {"python", "torchrun", "accelerate"}
 
 
 def test_every_trainer_is_on_the_page() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
+from harness.precision import at_least_float32
 from torch import Tensor, nn
 
 from nyuv2.models.resize import resize
@@ -40,7 +41,7 @@ class Head(nn.Module):
     def forward(self, features: Any, size: Sequence[int]) -> Tensor:
         output = resize(self.raw(features), size)
         if self.task == "depth":
-            return F.softplus(output.float()) * self.depth_scale
+            return F.softplus(at_least_float32(output)) * self.depth_scale
         if self.task == "normal":
-            return F.normalize(output.float(), dim=1)
+            return F.normalize(at_least_float32(output), dim=1)
         return output

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.checkpoint import load_checkpoint
 from harness.errors import RunError
 from harness.log import read_log
+from harness.resume_point import load_state, save_state
 from harness.training import Training
 
 COMBINATIONS = [
@@ -56,8 +57,8 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert resumed.run() is None
 
     assert (tmp_path / "parts/log.csv").read_bytes() == (tmp_path / "whole/log.csv").read_bytes()
-    for name in ("last.pt", "best.pt"):
-        parts, whole = (load_checkpoint(tmp_path / run / "checkpoints" / name) for run in ("parts", "whole"))
+    for name, load in (("last", load_state), ("best.pt", load_checkpoint)):
+        parts, whole = (load(tmp_path / run / "checkpoints" / name) for run in ("parts", "whole"))
         assert _equal(parts, whole)
 
 
@@ -139,11 +140,11 @@ def test_an_absent_task_trains_the_others(toy: Any, start: Callable[..., Trainin
 
 def test_checkpoints_of_another_problem_are_refused(toy: Any, start: Callable[..., Training], tmp_path: Path) -> None:
     start(toy(), "--epochs", "1").run()
-    path = tmp_path / "run/checkpoints/last.pt"
-    state = load_checkpoint(path)
+    path = tmp_path / "run/checkpoints/last"
+    state = load_state(path)
     del state["model"]["heads.side.weight"]
-    save_checkpoint(path, {key: value for key, value in state.items() if key != "format"})
-    with pytest.raises(RunError, match=r"last\.pt: the checkpoint does not fit this run"):
+    save_state(path, state)
+    with pytest.raises(RunError, match=r"last: the checkpoint does not fit this run"):
         start(toy(), "--resume")
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from harness.checkpoint import load_checkpoint, save_checkpoint
+from harness.checkpoint import save_checkpoint
 from harness.errors import RunError
 from harness.log import read_log
+from harness.resume_point import load_state
 from harness.training import Training
 from matplotlib.image import imread
 from multihead import export, predict, train
@@ -184,7 +185,7 @@ def test_training_learns_fills_its_folder_and_its_export_predicts_the_same(
     said = [json.loads(line) for line in printed.out.splitlines()]
     assert [line["image"] for line in said] == images
     problem = _problem(tmp_path / "unused", *data)
-    problem.model.load_state_dict(load_checkpoint(out / "checkpoints/last.pt")["model"])
+    problem.model.load_state_dict(load_state(out / "checkpoints/last")["model"])
     problem.model.eval()
     with torch.no_grad():
         expected = problem.model.predict(default_collate([problem.val_data[index]["image"] for index in range(12)]))
@@ -324,7 +325,7 @@ def test_a_run_that_dies_before_its_first_checkpoint_starts_again_from_imagenet(
 
         patch.setattr(Training, "run", die)
         assert train.main(["--out", str(tmp_path / "run"), *options]) == 1
-    assert not (tmp_path / "run/checkpoints/last.pt").exists()
+    assert not (tmp_path / "run/checkpoints/last").exists()
     assert train.main(["--out", str(tmp_path / "run"), "--resume"]) == 0
     assert len(loaded) == 2
     assert train.main(["--out", str(tmp_path / "run"), "--resume"]) == 0

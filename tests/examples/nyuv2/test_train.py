@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from harness.checkpoint import load_checkpoint
 from harness.log import read_log
+from harness.resume_point import load_state
 from matplotlib.image import imread
 from nyuv2 import train
 from nyuv2.models import builder
@@ -36,7 +36,7 @@ def _train(out: Path, *options: str) -> int:
 def _same_run(one: Path, other: Path) -> None:
     assert (one / "log.csv").read_bytes() == (other / "log.csv").read_bytes()
     assert (one / "metrics.json").read_bytes() == (other / "metrics.json").read_bytes()
-    states = [load_checkpoint(run / "checkpoints/last.pt")["model"] for run in (one, other)]
+    states = [load_state(run / "checkpoints/last")["model"] for run in (one, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -48,7 +48,7 @@ def _start_process(out: Path, *options: str) -> subprocess.Popen[str]:
 
 def _wait_for_checkpoint(process: subprocess.Popen[str], out: Path) -> None:
     deadline = time.monotonic() + 300
-    while not (out / "checkpoints/last.pt").exists():
+    while not (out / "checkpoints/last").exists():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -153,7 +153,7 @@ def test_a_stopped_process_resumes_to_the_numbers_of_an_uninterrupted_one(
     printed = process.communicate(timeout=300)[0]
     assert process.returncode == (-number if number == signal.SIGKILL else 128 + number), printed
     assert number == signal.SIGKILL or "--resume" in printed
-    assert 4 <= load_checkpoint(out / "checkpoints/last.pt")["step"] < 20
+    assert 4 <= load_state(out / "checkpoints/last")["step"] < 20
     assert not (out / "metrics.json").exists()
     assert _train(out, "--resume") == 0
     _same_run(out, whole)
@@ -179,10 +179,10 @@ def test_a_corrupt_checkpoint_and_changed_arguments_stop_a_resume(tmp_path: Path
     assert _train(out, "--epochs", "1") == 0
     assert _train(out, "--epochs", "1", "--resume", "--seed", "1") == 1
     assert "--seed was 0, now 1" in capsys.readouterr().err
-    path = out / "checkpoints/last.pt"
+    path = next((out / "checkpoints/last").glob("*.distcp"))
     path.write_bytes(path.read_bytes()[:-100])
     assert _train(out, "--resume") == 1
-    assert "last.pt: the checkpoint is corrupt" in capsys.readouterr().err
+    assert "last: the checkpoint is corrupt (checksum of '__0_0.distcp' does not match)" in capsys.readouterr().err
 
 
 def test_palettes_tell_classes_apart() -> None:
