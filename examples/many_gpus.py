@@ -84,7 +84,7 @@ def train(arguments: argparse.Namespace, device: torch.device) -> tuple[Tensor, 
         if between:
             sum(losses.values()).backward()
         else:
-            surgery.backward(losses, shared=model.trunk, inputs=model)
+            surgery.backward(losses, shared=model.trunk)
         optimizer.step()
     mean = torch.stack([losses[task].detach() for task in TASKS]) / world
     dist.all_reduce(mean)
