@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from .buckets import Bucket, buckets_of
-from .collectives import Work, all_gather, all_reduce, reduce_scatter
+from .collectives import all_gather, all_reduce, reduce_scatter
 from .ranks import Ranks
 
 
@@ -38,7 +39,7 @@ class Reduction:
         self._ranks, self._leaves, self._tasks = ranks, leaves, tasks
         self._buckets = buckets_of(leaves, multiple=ranks.size)
         self._flat = [bucket.empty() for bucket in self._buckets]
-        self._sent: list[Work | None] = [None for _ in self._buckets]
+        self._sent: list[dist.Work | None] = [None for _ in self._buckets]
         self._shards: list[list[Tensor]] = []  # [T] of [B]
 
     def put(self, task: int, gradients: Mapping[int, Tensor]) -> None:
@@ -127,7 +128,7 @@ class Average:
         self._ranks, self._leaves, self._reached = ranks, leaves, reached
         self._buckets = buckets_of(leaves, more=len(reached)) or [Bucket(torch.float32, device, size=len(reached))]
         self._flat = [bucket.empty() for bucket in self._buckets]
-        self._sent: list[Work] = []
+        self._sent: list[dist.Work] = []
         self._flat[-1][-len(reached) :] = torch.tensor([float(here) for here in reached], dtype=self._flat[-1].dtype)
         for b, (bucket, flat) in enumerate(_with(self._buckets, self._flat)):
             bucket.pack(flat, gradients, ranks.size)

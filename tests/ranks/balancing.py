@@ -153,11 +153,12 @@ class Loop:
             quiet = nullcontext() if last or not isinstance(self.model, DistributedDataParallel) else self.model.no_sync()
             with quiet:
                 total = self.backward(number * self.case.micro + micro)
-        if self.rank is not None and self.model is self.net:
+        if self.model is self.net:  # no wrapper averages; and momentum goes on where a task is absent, on ranks and alone
             for p in self.net.parameters():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                dist.all_reduce(p.grad)
-                p.grad /= self.parts
+                if self.rank is not None:
+                    dist.all_reduce(p.grad)
+                    p.grad /= self.parts
         for optimizer in self.optimizers:
             optimizer.step()
         last_number = number * self.case.micro + self.case.micro - 1
