@@ -95,13 +95,14 @@ def traffic(
     "data parallel"                2 R((N + M) b)                                        none: the sum of the losses
     "representation"               that + 2 R(8 T(T + 1)/2)                              ``split``, ``detach``
     "parameters"                   (T + 1) R(N b) + 2 R(M b) + 2 R(8 T(T + 1)/2)         ``backward(losses)``
-    "parameters, fully sharded"    (2 T + 1) R(N b) + 2 R(M b) + 2 R(8 T(T + 1)/2)       the same, under FSDP2
+    "parameters, fully sharded"    (2 T + 1) R(N b) + (T + 1) R(M b) + 2 R(8 T(T+1)/2)   the same, under FSDP2
     "local"                        2 R((N + M) b)                                        ``sync="local"``: another algorithm
     "every task reduced"           2 T R(N b) + 2 R(M b)                                 what averaging T gradients first would take
     ============================== ===================================================== =========================================
 
-    Under FSDP2 the parameters travel, too: once in the forward pass and once in each of T backward passes (T + 1 all-gathers), with
-    one reduce-scatter a task; plain FSDP2 sends 3 R(N b).
+    Under FSDP2 the parameters travel, too: the trunk's, wrapped by itself, once in the forward pass and once in each of T backward
+    passes, with one reduce-scatter a task; those of the outermost wrapper, here the heads, stay after the forward pass. Plain FSDP2
+    sends 3 R(N b) + 2 R(M b).
 
     Args:
         mode: which of them.
@@ -125,15 +126,16 @@ def traffic(
         nbytes = numel * itemsize
         return collective(nbytes, world, math.ceil(nbytes / bucket_bytes), algorithm) if nbytes else Traffic()
 
-    scattered, gathered = message(reduce_scatter, shared), message(reduce_scatter, shared)
-    averaged, others = message(all_reduce, shared), message(all_reduce, heads)
+    half = message(reduce_scatter, shared)  # or an all-gather
+    others = message(all_reduce, heads)
     gram = all_reduce(DOUBLE * tasks * (tasks + 1) / 2, world)
+    plain = message(all_reduce, shared + heads)
     if mode == "representation":
-        return averaged + others + gram
+        return plain + gram
     if mode == "parameters":
-        return scattered * tasks + gram + gathered + others
-    if mode == "parameters, fully sharded":
-        return gathered + (gathered + scattered) * tasks + gram + others
+        return half * (tasks + 1) + gram + others
     if mode == "every task reduced":
-        return averaged * tasks + others
-    return averaged + others
+        return message(all_reduce, shared) * tasks + others
+    if mode == "parameters, fully sharded":
+        return half * (2 * tasks + 1) + message(reduce_scatter, heads) * (tasks + 1) + gram
+    return plain
