@@ -18,10 +18,6 @@ from harness.replicas import Replicas
 
 def make_surgery(problem: Problem, arguments: argparse.Namespace) -> gs.GradientAggregator:
     """The aggregator that --method and --method-option name."""
-    if world() > 1 and arguments.form == "parameters":
-        raise RunError(
-            f"--form parameters: expected split or detach with {world()} processes, whose gradients nobody would average there."
-        )
     try:
         diagnosed = "diagnostics" in gs.methods()[arguments.method].options
         known: dict[str, Any] = {"diagnostics": True} if diagnosed else {}  # the log shows K
