@@ -135,7 +135,11 @@ class SurgicalStep:
         losses = self._losses(batch)
         if losses:
             terms = losses if self.balancer is None else self.balancer.weighted(losses)
-            self.surgery.backward(terms, shared=self.problem.model.trunk, scaler=self.precision.scaler)
+            inputs = None
+            if world() > 1:  # the same on every rank and in every step, whichever tasks are there
+                learned = [] if self.balancer is None else self.balancer.parameters()
+                inputs = [*self.problem.model.parameters(), *learned]
+            self.surgery.backward(terms, shared=self.problem.model.trunk, inputs=inputs, scaler=self.precision.scaler)
         return _of_batch(losses)
 
     def _losses(self, batch: Any) -> dict[str, Tensor]:

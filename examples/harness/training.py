@@ -178,11 +178,9 @@ class Training:
         values = {"lr": float(self.scheduler.get_last_lr()[0])}
         values |= {f"loss/{task}": loss.item() for task, loss in result.losses.items()}
         if result.losses:
-            statistics = self.surgery.statistics()
-            for name, value in statistics.scalars().items():
+            for name, value in self.surgery.statistics().scalars().items():  # none in a step without K, as with one task alone
                 if name in self.log.columns and math.isfinite(value):
                     values[name] = value / result.gradient_scale if name.startswith("norm/") else value
-            values["nonfinite"] = float(statistics.nonfinite)
         if self.balancer is not None:
             if isinstance(self.balancer, gs.UncertaintyWeighting):
                 variances = zip(self.problem.tasks, self.balancer.variances.tolist(), strict=True)
