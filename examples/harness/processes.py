@@ -29,7 +29,7 @@ def launched() -> bool:
 
 def is_first() -> bool:
     """Whether this process is the one that prints and writes: rank 0, or the only one."""
-    return not launched() or int(os.environ["RANK"]) == 0
+    return not launched() or int(os.environ.get("RANK", "0")) == 0  # without one `together` says what is missing
 
 
 def local_rank() -> int:

@@ -83,8 +83,13 @@ def _ids(named: Iterable[Parameter] | Mapping[int, Parameter] | None) -> tuple[i
 
 
 def _described(argument: str, parameters: Sequence[Parameter]) -> dict[str, object]:
-    """What the ranks compare, by what an error is to call it."""
+    """What the ranks compare, by what an error is to call it; of parameters without names, which all have alike, some values."""
     return {
-        f"{argument}[{k}]": (p.name, list(p.tensor.shape), str(p.tensor.dtype).removeprefix("torch."))
+        f"{argument}[{k}]": (p.name, list(p.tensor.shape), str(p.tensor.dtype).removeprefix("torch."), *_first_values(p))
         for k, p in enumerate(parameters)
     }
+
+
+def _first_values(parameter: Parameter) -> list[object]:
+    """Of a parameter without a name: one of two experts of the same shape is no more than that."""
+    return parameter.tensor.detach().flatten()[:4].tolist() if parameter.name.startswith("[") else []

@@ -48,22 +48,31 @@ def check_step(batch: Batch, tasks: Sequence[str], ranks: Ranks) -> None:
     shared = batch.shared or []
     absent = [name for name in tasks if name not in batch.names]
     plain = [p.name for p in shared if not isinstance(p.tensor, DTensor)]
-    if not (absent or plain):
-        return
     sharded = [p.tensor for p in shared if isinstance(p.tensor, DTensor)]
+    everywhere = any(tensor.device_mesh.size() >= ranks.size for tensor in sharded)
+    if everywhere and not (absent or plain):
+        return
     if reaches([edge for losses in batch.losses for edge in edges_of(losses)], sharded):
-        return  # tensor parallelism alone: every rank has the same batch, and whole parameters are the same everywhere
+        # Tensor parallelism alone: every rank has the same batch, and whole parameters are the same everywhere.
+        if not everywhere:
+            raise ValueError(
+                f"process_group: expected the mesh of tensor parallelism, all of whose ranks have the same batch, found the ranks "
+                f"{ranks.members}, and no parameter that lies on all of them: nobody would average its gradients over the others. "
+                "Divide the batch by fully_shard on the mesh's other dimension."
+            )
+        return
     if absent:
         raise ValueError(
             f"losses: expected one of every task on every rank, as FSDP gathers parameters and reduces gradients in each task's "
             f"backward pass; found none of {', '.join(absent)}. For a task without a label in this rank's batch give a loss of 0 "
             "that depends on its output, such as 0 * head(features).sum()."
         )
-    raise ValueError(
-        f"shared: expected parameters as fully_shard left them, DTensors, found plain tensors ({', '.join(plain[:3])}). Either "
-        "they were listed between forward and backward, where FSDP has gathered them: pass the module, or list them once, before "
-        "the forward pass; or fully_shard was told to ignore them, and nobody averages their gradients over the ranks."
-    )
+    if plain:
+        raise ValueError(
+            f"shared: expected parameters as fully_shard left them, DTensors, found plain tensors ({', '.join(plain[:3])}). Either "
+            "they were listed between forward and backward, where FSDP has gathered them: pass the module, or list them once, "
+            "before the forward pass; or fully_shard was told to ignore them, and nobody averages their gradients over the ranks."
+        )
 
 
 @contextmanager

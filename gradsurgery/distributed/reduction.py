@@ -129,7 +129,11 @@ class Average:
         self._buckets = buckets_of(leaves, more=len(reached)) or [Bucket(torch.float32, device, size=len(reached))]
         self._flat = [bucket.empty() for bucket in self._buckets]
         self._sent: list[dist.Work] = []
-        self._flat[-1][-len(reached) :] = torch.tensor([float(here) for here in reached], dtype=self._flat[-1].dtype)
+        marks = self._flat[-1][-len(reached) :]
+        if all(reached):
+            marks.fill_(1.0)
+        else:  # from the host's memory, for which it waits, as ``anywhere`` does
+            marks.copy_(torch.tensor([float(here) for here in reached]))
         for b, (bucket, flat) in enumerate(_with(self._buckets, self._flat)):
             bucket.pack(flat, gradients, ranks.size)
             with ranks.named("all_reduce", f"of bucket {b} of averaged gradients"):

@@ -290,6 +290,7 @@ def misuse(rank: int) -> dict[str, str]:
             said[name] = str(error)
         assert all(p.grad is None for p in net.parameters()), name
 
+    experts = [nn.Parameter(torch.full((2,), k)) for k in (1.0, 2.0)]
     attempt("shared", lambda net, found: aggregator().backward(found))
     attempt("memory", lambda net, found: aggregator().backward(found, net.trunk, memory="low"))
     attempt("gram_on", lambda net, found: aggregator().backward(found, net.trunk, gram_on=net.trunk[3]))
@@ -297,6 +298,7 @@ def misuse(rank: int) -> dict[str, str]:
     attempt("other", lambda net, found: aggregator().backward(found, net.trunk[: 1 + 3 * rank]))
     attempt("order", lambda net, found: aggregator().backward(found, list(net.trunk.parameters())[:: 1 - 2 * rank]))
     attempt("tasks", lambda net, found: aggregator().backward({**found, "c": found["c"] if rank else None}, net.trunk))
+    attempt("alike", lambda net, found: aggregator().backward({"a": (found["a"] or 0) * experts[rank].sum()}, net.trunk))
     attempt("nothing", lambda net, found: aggregator().backward(dict.fromkeys(TASKS), net.trunk, net))
     attempt("unreached", lambda net, found: aggregator().backward(found, [net.unused], net))
     attempt("no group", lambda net, found: gs.GradientAggregator("pcgrad").backward(found))

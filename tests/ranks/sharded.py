@@ -385,6 +385,21 @@ def outside(rank: int) -> str:
     return "nothing"
 
 
+def divided_under_tensor_parallelism(rank: int) -> str:
+    """Tensor parallelism on one dimension of a mesh, and a batch that is divided on the other, where nobody reduces."""
+    net = Net()
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "model"))
+    _cut(net, mesh["model"])
+    surgery = gs.GradientAggregator("upgrad", tasks=TASKS, process_group=mesh)
+    x, y = (part.chunk(2)[mesh.get_local_rank("data")] for part in batch(0))
+    try:
+        surgery.backward(losses(net(x), y), shared=net.trunk)
+    except ValueError as error:
+        assert all(p.grad is None for p in net.parameters())
+        return str(error)
+    return "nothing"
+
+
 def absent_under_tensor_parallelism(rank: int, layout: str) -> dict[str, Tensor | None]:
     """A step without one task, and one with a single task."""
     net, surgery, mine = setup(layout, "upgrad", {})

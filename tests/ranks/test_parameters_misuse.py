@@ -26,6 +26,7 @@ def said() -> list[dict[str, str]]:
         ("other", r"number of parameters in shared: expected the same on every rank, found rank 0: 2; rank 1: 4"),
         ("order", r"shared\[0\]: expected the same on every rank, found rank 0: .*\[3\].*; rank 1: .*\[7\]"),
         ("tasks", r"the tasks of the first step \(where they differ, pass inputs= .*rank 0: \['a', 'b'\]"),
+        ("alike", r"a parameter that the losses reach, \[\d\]: expected the same on every rank.*1\.0, 1\.0.*; .*2\.0, 2\.0"),
         ("nothing", r"shared: expected parameters that some loss depends on"),
         ("unreached", r"shared: expected parameters that some loss depends on"),
         ("no group", r"expected one process, found 2.* process_group="),

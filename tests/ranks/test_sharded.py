@@ -123,6 +123,11 @@ def test_a_group_of_some_of_the_ranks() -> None:
     assert all("expected all ranks that hold a part" in told for told in ranks(4, sharded.outside))
 
 
+def test_a_batch_that_is_divided_where_nobody_reduces() -> None:
+    told = ranks(4, sharded.divided_under_tensor_parallelism)
+    assert all("process_group: expected the mesh of tensor parallelism" in one for one in told), told
+
+
 def test_ranks_with_different_tasks_are_named() -> None:
     told = ranks(2, sharded.different, TORCH_DISTRIBUTED_DEBUG="DETAIL")
     assert all("losses: expected the same on every rank, found rank 0: ['a', 'b', 'c']; rank 1: ['a', 'c']" in one for one in told)

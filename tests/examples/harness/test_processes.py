@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from harness.errors import RunError
 from harness.log import read_log
-from harness.processes import average, part_of
+from harness.processes import average, is_first, part_of, together
 from harness.resume_point import load_state
 from ranks import trainer
 from ranks.launch import RankError, attempts, ranks
@@ -131,3 +132,11 @@ def test_one_process_has_everything() -> None:
     assert part_of(5) == slice(0, 5)
     value = torch.ones(2)
     assert average(value) is value
+
+
+def test_a_launch_without_a_rank_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    assert is_first()
+    with pytest.raises(RunError, match=r"WORLD_SIZE=2: expected RANK"), together():
+        pass
