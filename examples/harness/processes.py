@@ -85,7 +85,7 @@ def average(value: Tensor) -> Tensor:
     if world() == 1:
         return value
     summed: Tensor = _Sum.apply(value)
-    return summed / world()
+    return summed / world() if summed.is_floating_point() else summed.double() / world()
 
 
 class _Sum(torch.autograd.Function):

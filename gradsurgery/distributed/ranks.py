@@ -126,6 +126,8 @@ class Ranks:
         """Says which exchange failed, where a rank has died or did not come before the group's time-out."""
         try:
             yield
+        except torch.OutOfMemoryError:  # no other rank's doing
+            raise
         except RuntimeError as error:
             raise RuntimeError(
                 f"{collective} {what} over the ranks {self.members} failed on rank {self.members[self.rank]}: {error}. Another "
