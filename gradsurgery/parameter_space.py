@@ -30,6 +30,7 @@ from gradsurgery.capture.parameters import (
     write_grads,
 )
 from gradsurgery.capture.passes import Passes, Rows
+from gradsurgery.distributed import several_processes
 from gradsurgery.distributed.domain import Domain
 from gradsurgery.distributed.gathered import between_steps, check_not_gathered, check_plain, check_whole, is_sharded
 from gradsurgery.distributed.reduction import Average, Reduction
@@ -215,6 +216,12 @@ class ParameterSpace(Surgery):
     def _batch(self, losses: TaskLosses, shared: Parameters | None, inputs: Parameters | None, scaler: Any) -> Batch:
         if torch.is_inference_mode_enabled():
             raise RuntimeError("backward: expected to be called outside torch.inference_mode(), whose tensors .grad cannot hold.")
+        if self._joining:
+            raise RuntimeError(
+                "backward: expected no losses inside join(), as a rank that has left its loop takes part in steps of split() and "
+                "detach() alone; found some. Give every rank the same number of steps: one that has no batch "
+                "left calls backward() with None for every loss."
+            )
         given = None if shared is None else listed(between_steps(shared), "shared")
         if self._ranks is None and several_processes() and not is_sharded(given):
             raise RuntimeError(
@@ -654,12 +661,6 @@ def to_write(
         for leaf, gradient, here in zip(leaves, gradients, reached, strict=True)
         if here
     ]
-
-
-def several_processes() -> bool:
-    """Whether this process is one of several that torch.distributed connects."""
-    distributed = torch.distributed
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def scale_of(scaler: Any, device: torch.device) -> Tensor:

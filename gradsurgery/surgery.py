@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from gradsurgery.capture.gradients import TaskGradients
 from gradsurgery.capture.grouping import SAMPLE, GroupBy, check_samples, group_labels, sample_names
 from gradsurgery.capture.losses import scalar_loss, stacked
 from gradsurgery.capture.tasks import TaskNames
-from gradsurgery.distributed import Parts, Ranks, SyncMode, Whole
+from gradsurgery.distributed import Parts, Ranks, SyncMode, Whole, several_processes
 from gradsurgery.memory import MethodMemory
 from gradsurgery.methods import Method, Solution, Step
 from gradsurgery.methods.by_sample import check_by_sample
@@ -79,6 +80,7 @@ class Surgery(MethodMemory):
         self._history: deque[Statistics] = deque(maxlen=history)
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
         self._losses: dict[str, Tensor | float] = {}
+        self._joining = False  # ranks may have left their loops, and shadow steps of the representation alone
         self._takes_part = False  # whether a loss is propagated that should reach no task's features
 
     # --- one step -----------------------------------------------------------------------------------------------------------
@@ -153,7 +155,14 @@ class Surgery(MethodMemory):
         return result
 
     def _check_expected(self) -> None:
-        """Raises where gradients arrive in a step that was said to have none."""
+        """Raises where gradients arrive in a step that was said to have none; warns, once, where others of a job's do not count."""
+        if self._ranks is None and not self._history and several_processes():
+            warnings.warn(
+                f"gradsurgery: this is one of {torch.distributed.get_world_size()} processes, and decides by its own gradients. "
+                "For the surgery of one process with the whole batch give the aggregator process_group=torch.distributed.group."
+                "WORLD, after init_process_group(); sync='local' beside it says that this is meant.",
+                stacklevel=3,
+            )
         if self._takes_part:
             raise RuntimeError(
                 "take_part: expected a loss of what comes before split(), found that its backward pass reaches a task's features, "

@@ -49,12 +49,30 @@ def joined(
                 f"divide_by_initial_world_size: expected True with method {surgery.method.spec.name!r}, whose weights depend on "
                 "the length of the gradients, and so on how many ranks are left; found False."
             )
-    return Join(
+    return _Loops(
         [_Joined(model, together)],
         enable,
         throw_on_early_termination,
         divide_by_initial_world_size=divide_by_initial_world_size,
     )
+
+
+class _Loops(Join):
+    """``Join`` during which its surgeries know that ranks may have left."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._mark(True)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._mark(False)
+        super().__exit__(*exception)
+
+    def _mark(self, joining: bool) -> None:
+        for joinable in self._joinables:
+            assert isinstance(joinable, _Joined)
+            for surgery in joinable.surgeries:
+                surgery._joining = joining
 
 
 class _Joined(Joinable):
@@ -67,7 +85,7 @@ class _Joined(Joinable):
 
     def __init__(self, model: DistributedDataParallel, surgeries: Sequence[Surgery]) -> None:
         self._model = model  # whose configuration Joinable.__init__ would overwrite
-        self._surgeries = surgeries
+        self.surgeries = surgeries
 
     @property
     def _join_config(self) -> Any:
@@ -78,7 +96,7 @@ class _Joined(Joinable):
         self._model._join_config = config  # the model's forward pass asks its own whether to tell those that have left
 
     def join_hook(self, **kwargs: Any) -> JoinHook:
-        return _Hook(self._model.join_hook(**kwargs), self._surgeries, self.join_device)
+        return _Hook(self._model.join_hook(**kwargs), self.surgeries, self.join_device)
 
     @property
     def join_device(self) -> torch.device:

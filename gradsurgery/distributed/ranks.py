@@ -236,6 +236,11 @@ class Ranks:
         return self._places[key]
 
 
+def several_processes() -> bool:
+    """Whether this process is one of several that torch.distributed connects."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def checked_ranks(group: Any, sync: SyncMode, method: Method, names: TaskNames, options: Mapping[str, object]) -> Ranks | None:
     """The ranks of an aggregator's process group, which were given the same; None without a group.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -129,4 +130,26 @@ def refused(rank: int) -> list[str]:
     surgery = aggregator(Case("nashmtl"), dist.group.WORLD)
     net = Net(surgery, Case())
     models = ((net,), (DistributedDataParallel(net, process_group=half),), (DistributedDataParallel(net), False))
-    return [said(lambda arguments=arguments: surgery.join(*arguments)) for arguments in models]
+    told = [said(lambda arguments=arguments: surgery.join(*arguments)) for arguments in models]
+    on_parameters = aggregator(Case("pcgrad"), dist.group.WORLD)
+    model = DistributedDataParallel(net)
+
+    def attempt() -> None:
+        on_parameters.backward([net.trunk(batch(0, torch.float64)[0]).sum(), None, None], shared=net.trunk)
+
+    with on_parameters.join(model, enable=False):
+        told.append(said(attempt))
+    told.append(said(attempt))
+    return told
+
+
+def by_itself(rank: int, local: bool) -> list[str]:
+    """What is warned of in two steps without a process group, or with one that says so."""
+    options = {"process_group": dist.group.WORLD, "sync": "local"} if local else {}
+    surgery = gs.GradientAggregator("pcgrad", tasks=2, **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            one, other = surgery.split(torch.ones(2, requires_grad=True) * 1)
+            (one.sum() - 2 * other.sum()).backward()
+    return [str(warning.message) for warning in caught]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from ranks.launch import ranks
 from ranks.representation import Case
-from ranks.representation_join import BATCHES, refused, terminated, two_levels, uneven, uneven_alone
+from ranks.representation_join import BATCHES, by_itself, refused, terminated, two_levels, uneven, uneven_alone
 
 CASES: list[tuple[Case, tuple[int, ...], bool]] = [
     (Case("pcgrad"), BATCHES, True),
@@ -49,7 +49,16 @@ def test_all_end_where_one_has_no_batch_left() -> None:
 
 
 def test_models_that_cannot_be_joined() -> None:
-    for not_wrapped, other_ranks, lengths in ranks(2, refused):
+    for not_wrapped, other_ranks, lengths, inside, after in ranks(2, refused):
         assert not_wrapped.startswith("TypeError model: join expected a DistributedDataParallel, found Net")
         assert other_ranks.startswith("ValueError model: join expected the ranks of the aggregator's process group, [0, 1], found")
         assert lengths.startswith("ValueError divide_by_initial_world_size: expected True with method 'nashmtl'")
+        assert inside.startswith("RuntimeError backward: expected no losses inside join()")
+        assert after == "nothing"
+
+
+def test_a_rank_that_decides_by_itself_is_told_once() -> None:
+    for told in ranks(2, by_itself, False):
+        assert len(told) == 1
+        assert told[0].startswith("gradsurgery: this is one of 2 processes")
+    assert ranks(2, by_itself, True) == [[], []]
