@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -46,3 +47,20 @@ def test_the_page_shows_the_table(table: Path) -> None:
             [number for pair in expected for number in pair], rel=5e-3, abs=6e-4
         )
     assert table.with_name("metrics.png").is_file()
+
+
+def test_memory_is_what_was_measured() -> None:
+    measured = json.loads((DOCS / "results/multitoken/memory.json").read_text())["rows"]
+    step = {(row["form"], row["vocabulary"], row["tokens"]): row["step"] for row in measured}
+    page = (DOCS / "results.md").read_text()
+    for form, label in (("detach", "detached, one head at a time"), ("sum", "summed losses")):
+        cells = " | ".join(f"{step[form, v, 8] / step[form, v, 1]:.2f}×" for v in (256, 4096))
+        assert f"| {label} | {cells} |" in page
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.parent.name)
+def test_cosines_are_near_zero_as_the_page_says(table: Path) -> None:
+    bounds = {"hydranet": (-0.01, 0.01), "resnet50": (-0.01, 0.01), "multihead": (-0.02, 0.17), "multitoken": (0.0, 0.06)}
+    low, high = bounds[table.parent.name]
+    found = [float(row["mean"]) for row in rows(table.with_name("cosines.csv"))]
+    assert low <= min(found) <= max(found) <= high
