@@ -20,6 +20,7 @@ from gradsurgery.capture.grouping import SAMPLE, GroupBy, check_samples, group_l
 from gradsurgery.capture.losses import scalar_loss, stacked
 from gradsurgery.capture.tasks import TaskNames
 from gradsurgery.distributed import Parts, Ranks, SyncMode, Whole, several_processes
+from gradsurgery.distributed.copies import gram_here
 from gradsurgery.memory import MethodMemory
 from gradsurgery.methods import Method, Solution, Step
 from gradsurgery.methods.by_sample import check_by_sample
@@ -470,27 +471,6 @@ class Surgery(MethodMemory):
         super().set_extra_state(state)
         self._reuse.restore(state.get("reuse", {}))
         self._history.clear()
-
-
-def gram_here(grads: TaskGradients, groups: Sequence[int]) -> Tensor:
-    """This rank's part of K, where the values at a position that c ranks have count 1/c. [T, T] or [G, T, T]
-
-    Args:
-        grads: this rank's.
-        groups: of the positions; empty for one of all. [P]
-    """
-    of_piece = list(groups)
-    if grads.copies is None or all(c == 1 for c in grads.copies):
-        return ops.gram(grads.entries, grads.tasks, grads.stacked, of_piece or None)
-    pairs = list(zip(of_piece or [0] * grads.pieces, grads.copies, strict=True))
-    kinds = sorted(set(pairs))
-    number = {pair: k for k, pair in enumerate(kinds)}
-    K = ops.gram(grads.entries, grads.tasks, grads.stacked, [number[pair] for pair in pairs])
-    K = K / torch.tensor([c for _, c in kinds], dtype=K.dtype).to(K.device, non_blocking=True)[:, None, None]
-    if not of_piece:
-        return K.sum(0)
-    sizes = [sum(of == group for of, _ in kinds) for group in range(kinds[-1][0] + 1)]
-    return torch.stack([part.sum(0) for part in K.split(sizes)])
 
 
 def scaled_surgery_(
