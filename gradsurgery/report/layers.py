@@ -42,6 +42,10 @@ class Layers:
         values = self.values[name]
         return np.where(np.isfinite(values), values, np.nan)
 
+    def pair(self, one: str, other: str) -> str:
+        """Two tasks as the columns name them, in the order that is there."""
+        return f"{other}-{one}" if f"cosine/{other}-{one}" in self.values else f"{one}-{other}"
+
 
 def read_layers(path: Path) -> Layers | None:
     """None where the file holds no whole row; of rows that are there twice the last counts.
