@@ -67,7 +67,8 @@ def surgery(run: Run) -> list[Finding]:
     }  # fmt: skip
     whose = "The method's" if run.method is None else f"{run.method}'s"
     if spread.mean() <= UNCHANGED:
-        sentence = f"{whose} weights are the same for all tasks: the shared part was trained by the plain sum of the gradients."
+        sentence = f"{whose} weights differ among the tasks by no more than {UNCHANGED:.0%} on average: the shared part got their plain sum, as good as."
+        sentence = sentence.replace("1%", "1 %") if spread.max() > FINE else f"{whose} weights are the same for all tasks: a plain sum."
         return [Finding("surgery", "ok", sentence, evidence)]
     sentence = (
         f"{whose} weights differ among the tasks in {words.percent(changed)} of the recorded steps, by {words.percent(float(spread.mean()))} "
