@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ from gradsurgery.report.series import BINS, edges, running_mean
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe & Ito: safe for color-blind readers
 STYLES = ("-", "--", ":", "-.")  # one after the other, as the colors are used up
 INK, FAINT = "#1f2430", "#8a90a0"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 8.0, "axes.titlesize": 9.0, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.labelsize": 8.0, "xtick.labelsize": 7.5, "ytick.labelsize": 7.5, "legend.fontsize": 7.5, "axes.edgecolor": "#c8ccd6",
     "axes.labelcolor": INK, "xtick.color": "#c8ccd6", "ytick.color": "#c8ccd6", "xtick.labelcolor": INK, "ytick.labelcolor": INK,
@@ -25,15 +26,17 @@ LONGEST = 26  # characters of a name
 
 
 def color(place: int) -> str:
+    """Of the task or pair at a place."""
     return COLORS[place % len(COLORS)]
 
 
 def style(place: int) -> str:
+    """Of its line."""
     return STYLES[place // len(COLORS) % len(STYLES)]
 
 
 def short(name: str) -> str:
-    """A name as it can stand in a picture: on one line, not too long, and not hidden, as Matplotlib does where one begins with _."""
+    """A name as it can stand in a picture: on one line, not too long, and not hidden as Matplotlib hides what begins with _."""
     plain = "".join(letter if letter.isprintable() else " " for letter in name)
     cut = plain if len(plain) <= LONGEST else f"{plain[: LONGEST - 1]}…"
     return f"\u2009{cut}" if cut.startswith("_") else cut
@@ -56,7 +59,9 @@ def line(axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], plac
     """One line of at most BINS points; a single one is a dot."""
     cuts = edges(len(values))[:-1] if len(values) > BINS else np.arange(len(values))
     marker = "o" if len(values) == 1 else ""
-    axes.plot(steps[cuts], values[cuts], style(place), color=color(place), linewidth=1.6, label=short(label), marker=marker, markersize=4)
+    axes.plot(
+        steps[cuts], values[cuts], style(place), color=color(place), linewidth=1.6, label=short(label), marker=marker, markersize=4
+    )
 
 
 def legend(axes: Axes, extra: Sequence[Line2D] = ()) -> None:
@@ -69,7 +74,14 @@ def legend(axes: Axes, extra: Sequence[Line2D] = ()) -> None:
     longest = max(len(label) for label in labels)
     columns = max(1, min(len(labels), 4 if longest <= 9 else 3 if longest <= 14 else 2 if longest <= 26 else 1))
     drawn = axes.legend(
-        handles, labels, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=columns, handlelength=1.6, columnspacing=1.2
+        handles,
+        labels,
+        frameon=False,
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.2),
+        ncols=columns,
+        handlelength=1.6,
+        columnspacing=1.2,
     )
     for text in drawn.get_texts():
         text.set_parse_math(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -97,8 +98,12 @@ def conflict_figure(run: Run, *, title: str) -> Figure:
         panels.cosines(cosine, run, pairs)
         panels.rates(rate, run, pairs)
         panels.lengths(length, run)
-        for axes, heading in ((cosine, "Agreement"), (rate, "Conflict rate, running mean"), (length, "Length of each task's gradient")):
-            axes.set_title(f"{heading} at {run.place}")
+        for axes, heading in (
+            (cosine, "Agreement"),
+            (rate, "Conflict rate, running mean"),
+            (length, "Length of each task's gradient"),
+        ):
+            axes.set_title(f"{heading}{run.at}")
             if drawn := axes.get_legend():
                 drawn.set_loc("upper left")
                 drawn.set_bbox_to_anchor((1.0, 1.0), transform=axes.transAxes)
@@ -134,7 +139,7 @@ def _png(figure: Figure) -> bytes:
 
 def _losses(run: Run) -> Picture | None:
     moved = {task: start_and_end(run.series(f"loss/{task}")[1]) for task in run.tasks}
-    said = [f"{task} {words.number(start)} → {words.number(end)}" for task, (start, end) in moved.items() if start == start]
+    said = [f"{task} {words.number(start)} → {words.number(end)}" for task, (start, end) in moved.items() if not math.isnan(start)]
     if not said:
         return None
     alt = f"Loss of each task over {_steps(run)}, from its start to its end: {'; '.join(said)}."
@@ -154,7 +159,7 @@ def _of_pairs(run: Run, pairs: list[Conflict]) -> list[Picture]:
     negative = [f"{pair.name} {words.percent(pair.rate)}" for pair in here[: panels.DRAWN]]
     rates = f"Share of steps with a negative cosine over {_steps(run)}, a running mean. Over the whole run: {', '.join(negative)}."
     return [
-        Picture("cosines", "Do gradients agree?", "Below zero two tasks pull apart; bars at the bottom mark lasting conflict.", cosines,
+        Picture("cosines", "Do gradients agree?", "Below zero two tasks pull apart; bars mark lasting conflict.", cosines,
                 _panel(lambda axes: panels.cosines(axes, run, pairs))),
         Picture("conflict-rate", "How often they conflict", "Around 50 % is what chance makes of cosines near zero.", rates,
                 _panel(lambda axes: panels.rates(axes, run, pairs))),
@@ -163,17 +168,19 @@ def _of_pairs(run: Run, pairs: list[Conflict]) -> list[Picture]:
 
 def _lengths(run: Run) -> Picture | None:
     moved = {task: start_and_end(run.series(f"norm/{task}")[1]) for task in run.tasks}
-    said = [f"{task} {words.number(start)} → {words.number(end)}" for task, (start, end) in moved.items() if start == start]
+    said = [f"{task} {words.number(start)} → {words.number(end)}" for task, (start, end) in moved.items() if not math.isnan(start)]
     if not said:
         return None
-    alt = f"Length of each task's gradient over {_steps(run)}, on a logarithmic scale, from its start to its end: {'; '.join(said)}."
+    alt = (
+        f"Length of each task's gradient over {_steps(run)}, on a logarithmic scale, from its start to its end: {'; '.join(said)}."
+    )
     caption = "The longer a task's gradient, the more it decides; on a logarithmic scale."
     return Picture("lengths", "Who pulls hardest", caption, alt, _panel(lambda axes: panels.lengths(axes, run)))
 
 
 def _by_task(run: Run, kind: str, title: str, ylabel: str, caption: str) -> Picture | None:
     moved = {task: start_and_end(run.series(f"{kind}/{task}")[1]) for task in run.tasks}
-    said = [f"{task} {words.number(start)} → {words.number(end)}" for task, (start, end) in moved.items() if start == start]
+    said = [f"{task} {words.number(start)} → {words.number(end)}" for task, (start, end) in moved.items() if not math.isnan(start)]
     if not said:
         return None
     alt = f"{title} over {_steps(run)}, from start to end: {'; '.join(said)}."
@@ -199,8 +206,10 @@ def _of_layers(run: Run) -> list[Picture]:
             image = layer_panels.heat_map(axes, grid, reach)
             bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, aspect=30, pad=0.03)
             bar.set_label("mean cosine (red: conflict)")
-            bar.outline.set_visible(False)  # type: ignore[operator]
-        where = [f"{one.layer} in {words.span(one.first, one.last)} (cosine {words.signed(one.cosine)})" for one in conflicting[pair]]
+            bar.outline.set_visible(False)
+        where = [
+            f"{one.layer} in {words.span(one.first, one.last)} (cosine {words.signed(one.cosine)})" for one in conflicting[pair]
+        ]
         alt = f"Mean cosine of {pair[0]} and {pair[1]} at {rows} layers over {_steps(run)}. "
         alt += f"In conflict: {words.listed(where, 8)}." if where else "No layer is in conflict for long."
         caption = "Layers from first to last, steps from left to right. One colour scale for all pairs."

@@ -10,11 +10,10 @@ from html import escape
 from importlib.metadata import version
 from typing import Any
 
-from gradsurgery.report import facts, words
+from gradsurgery.report import words
 from gradsurgery.report.figures import Picture
 from gradsurgery.report.finding import Finding
-from gradsurgery.report.rules.collapse import VANISHED
-from gradsurgery.report.rules.dominance import LOPSIDED
+from gradsurgery.report.reading import reading
 from gradsurgery.report.run import Run
 from gradsurgery.report.style import CSS
 from gradsurgery.report.tables import tables
@@ -34,15 +33,16 @@ def page(run: Run, found: Sequence[Finding], pictures: Sequence[Picture]) -> str
     verdict, rest = found[0], found[1:]
     sections = [
         _verdict(verdict),
-        _section("Findings", f'<ul class="findings">{"".join(map(_finding, rest))}</ul>') if rest else "",
+        _section("Findings", _findings(rest, fold=verdict.severity != "ok")) if rest else "",
         _section("Pictures", f'<div class="figures">{"".join(map(_picture, pictures))}</div>') if pictures else "",
         _section("Numbers", f'<div class="tables">{body}</div>') if (body := tables(run)) else "",
-        _section("How to read this page", _reading(run)),
+        _section("How to read this page", reading(run)),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<title>{escape(name)} · gradsurgery report</title>\n<link rel="icon" href="data:,">\n<style>{CSS}</style>\n</head>\n<body>\n'
+        f'<title>{escape(name)} · gradsurgery report</title>\n<link rel="icon" href="data:,">\n'
+        f"<style>{CSS}</style>\n</head>\n<body>\n"
         f"{_top(run, name)}\n<main>\n{''.join(sections)}\n</main>\n{_foot(run)}\n</body>\n</html>\n"
     )
 
@@ -53,11 +53,12 @@ def _top(run: Run, name: str) -> str:
     recorded = f"{words.whole(len(run.steps))} recorded step{'s' if len(run.steps) != 1 else ''}"
     spanned = words.span(int(run.steps[0]), int(run.steps[-1])).removeprefix("steps ")
     layers = f", {len(run.layers.names)} layers" if run.layers is not None else ""
+    at = f". Gradients were measured{escape(run.at)}" if run.at else ""
     settings = [(key, run.setting(key)) for key in SETTINGS]
     chips = "".join(f"<li><b>{escape(key)}</b>{escape(_setting(value))}</li>" for key, value in settings if value is not None)
     return (
         f'<header class="top"><p class="eyebrow">gradsurgery report</p><h1>{escape(name)}</h1>'
-        f'<p class="lead">{escape(counted)}. {recorded} ({spanned}){layers}. Gradients measured at {escape(run.place)}.</p>'
+        f'<p class="lead">{escape(counted)}. {recorded} ({spanned}){layers}{at}.</p>'
         + (f'<ul class="settings">{chips}</ul>' if chips else "") + "</header>"
     )  # fmt: skip
 
@@ -70,13 +71,24 @@ def _setting(value: Any) -> str:
 def _verdict(verdict: Finding) -> str:
     return (
         f'<section class="verdict {verdict.severity}" aria-label="Verdict">{_icon(verdict.severity)}'
-        f"<div><h2>{escape(verdict.sentence)}</h2>{_advice(verdict.advice)}</div>{_evidence(verdict.evidence)}</section>"
+        f"<div><h2>{_text(verdict.sentence)}</h2>{_advice(verdict.advice)}</div>{_evidence(verdict.evidence)}</section>"
     )
+
+
+def _findings(found: Sequence[Finding], *, fold: bool) -> str:
+    """What is in order is folded away where something else is to be seen."""
+    fine = [finding for finding in found if finding.severity == "ok"]
+    striking = [finding for finding in found if finding.severity != "ok"]
+    lists = [f'<ul class="findings">{"".join(map(_finding, part))}</ul>' for part in (striking, fine)]
+    if not striking or len(fine) < 3:
+        return f'<ul class="findings">{"".join(map(_finding, found))}</ul>'
+    opened = "" if fold else " open"
+    return f'{lists[0]}<details class="fine"{opened}><summary>{len(fine)} findings in order</summary>{lists[1]}</details>'
 
 
 def _finding(finding: Finding) -> str:
     return (
-        f'<li class="{finding.severity}">{_icon(finding.severity)}<div><p>{escape(finding.sentence)}</p>'
+        f'<li class="{finding.severity}">{_icon(finding.severity)}<div><p>{_text(finding.sentence)}</p>'
         f"{_advice(finding.advice)}{_evidence(finding.evidence)}</div></li>"
     )
 
@@ -89,8 +101,13 @@ def _icon(severity: str) -> str:
     )
 
 
+def _text(sentence: str) -> str:
+    """Escaped, with numbers held together with what belongs to them."""
+    return re.sub(r" (%|±|→) ?", lambda sign: f"\u00a0{sign[1]}" + ("\u00a0" if sign[1] == "±" else sign[0][2:]), escape(sentence))
+
+
 def _advice(advice: str) -> str:
-    linked = re.sub(r"arXiv:(\d{4}\.\d{5})", r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', escape(advice))
+    linked = re.sub(r"arXiv:(\d{4}\.\d{5})", r'<a href="https://arxiv.org/abs/\1">arXiv:\1</a>', _text(advice))
     return f'<p class="advice">{linked}</p>' if advice else ""
 
 
@@ -119,27 +136,8 @@ def _picture(picture: Picture) -> str:
     )
 
 
-def _reading(run: Run) -> str:
-    entries = {
-        "Cosine": "Of two tasks' gradients: 1 is agreement, 0 is indifference, −1 is opposition. Below zero a step along one "
-        "gradient makes the other task worse, to first order.",
-        "Conflict": f"A lasting stretch of steps with a mean cosine of {words.signed(facts.CONFLICT)} or less, {facts.SURE:.0f} standard errors "
-        f"below zero. It is worth acting on from {words.percent(facts.LASTING)} of the steps and a mean of {words.signed(facts.MODERATE)} on. "
-        "Single negative cosines are no conflict: around zero half of them are negative by chance.",
-        "Standard error": "Of a mean over steps, allowing for steps that resemble the ones before them.",
-        "Stretches": "Where the mean level of the cosine changes. A change is found to within a few steps where it is sharp, less "
-        f"exactly where it is slow; logs of more than {400} steps are averaged in {400} bins first.",
-        "Length": f"Of a task's gradient as it arrives, loss weights included. From a factor of {LOPSIDED:.0f} on lengths count as lopsided.",
-        "Collapse": f"A gradient or weight below {words.percent(VANISHED)} of where it started until the end, without a loss that explains it.",
-        "What this page cannot say": "Whether another method would train better: it is one run, and compares nothing. Small differences "
-        "between methods need several seeds.",
-        "Where it was measured": f"At {run.place}. Gradients at a representation are a proxy for those of the trunk's parameters; the two "
-        "can disagree.",
-    }
-    return '<dl class="reading">' + "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(text)}</dd></div>" for key, text in entries.items()) + "</dl>"
-
-
 def _foot(run: Run) -> str:
     remarks = "".join(f"<p>{escape(remark)}</p>" for remark in run.remarks)
     packages = ", ".join(f"{package} {version(package)}" for package in ("gradsurgery", "numpy", "matplotlib"))
-    return f"<footer><hr>{remarks}<p>Made from {escape(str(run.path))} with {packages}, Python {platform.python_version()}.</p></footer>"
+    made = f"Made from {escape(str(run.path))} with {packages}, Python {platform.python_version()}."
+    return f"<footer><hr>{remarks}<p>{made}</p></footer>"

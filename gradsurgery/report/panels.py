@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from gradsurgery.report import words
 from gradsurgery.report.axes import FAINT, color, curve, legend, line, short
 from gradsurgery.report.facts import Conflict
 from gradsurgery.report.run import Run
@@ -62,6 +63,12 @@ def lengths(axes: Axes, run: Run) -> None:
         curve(axes, steps[positive], values[positive], place, task)
     if axes.has_data():
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
+        axes.yaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: words.number(value).rstrip("0").rstrip(".") if value < 1 else f"{value:,.10g}")
+        )
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(ylabel="gradient length")
     _steps(axes)
     legend(axes)

@@ -10,10 +10,9 @@ CSS = """
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14161b; --card: #1c1f26; --ink: #e6e8ee; --soft: #a0a7b8; --line: #2f343f; --tint: #22262e;
-    --ok: #6cc9a1; --note: #8db8ee; --warning: #f2a26b; --ok-tint: #17282233; --note-tint: #1b2a3f; --warning-tint: #38261a;
+    --ok: #6cc9a1; --note: #8db8ee; --warning: #f2a26b; --ok-tint: #172a23; --note-tint: #1b2a3f; --warning-tint: #38261a;
     --figure: #f4f5f7;
   }
-  .verdict.ok { --ok-tint: #172a23; }
 }
 *, *::before, *::after { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
@@ -26,7 +25,8 @@ main, header.top, footer { max-width: 76rem; margin: 0 auto; padding: 0 clamp(1r
 header.top { padding-top: clamp(1.75rem, 5vw, 3.5rem); }
 .eyebrow { margin: 0; color: var(--soft); font-size: .8125rem; letter-spacing: .08em; text-transform: uppercase; }
 h1 {
-  margin: .25rem 0 .5rem; font: 600 clamp(1.75rem, 5vw, 2.6rem)/1.15 ui-serif, "Iowan Old Style", Georgia, "Liberation Serif", serif;
+  margin: .25rem 0 .5rem;
+  font: 600 clamp(1.75rem, 5vw, 2.6rem)/1.15 ui-serif, "Iowan Old Style", Georgia, "Liberation Serif", serif;
   letter-spacing: -.01em;
 }
 h2 { margin: 3rem 0 1rem; font: 600 1.375rem/1.3 ui-serif, "Iowan Old Style", Georgia, "Liberation Serif", serif; }
@@ -35,8 +35,13 @@ p { margin: 0 0 .75rem; max-width: 68ch; }
 a { color: var(--note); text-underline-offset: .15em; }
 :focus-visible { outline: 2px solid var(--note); outline-offset: 2px; }
 .lead { color: var(--soft); font-size: 1.0625rem; }
-.settings { display: flex; flex-wrap: wrap; gap: .375rem .5rem; margin: 1rem 0 0; padding: 0; list-style: none; font-size: .8125rem; }
-.settings li { padding: .125rem .625rem; border: 1px solid var(--line); border-radius: 1rem; background: var(--card); max-width: 100%; }
+.settings {
+  display: flex; flex-wrap: wrap; gap: .375rem .5rem; margin: 1rem 0 0; padding: 0; list-style: none;
+  font-size: .8125rem;
+}
+.settings li {
+  padding: .125rem .625rem; border: 1px solid var(--line); border-radius: 1rem; background: var(--card); max-width: 100%;
+}
 .settings b { font-weight: 400; color: var(--soft); margin-right: .375rem; }
 .verdict {
   display: grid; grid-template-columns: auto 1fr; gap: .25rem 1rem; margin: 2rem 0 0; padding: clamp(1.125rem, 3vw, 1.75rem);
@@ -54,27 +59,45 @@ a { color: var(--note); text-underline-offset: .15em; }
 .findings > li {
   display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 0 .875rem; padding: .9375rem 0; border-top: 1px solid var(--line);
 }
-.findings > li:last-child { border-bottom: 1px solid var(--line); }
 .findings p { margin: 0; max-width: 78ch; text-wrap: pretty; }
 .findings .advice, .verdict .advice { margin-top: .375rem; color: var(--soft); font-size: .9375rem; max-width: 78ch; }
+@media (min-width: 64rem) {
+  .findings { display: grid; grid-template-columns: 1fr 1fr; column-gap: 3rem; }
+}
+.fine > summary { font-size: .9375rem; padding: .75rem 0; }
 details { margin-top: .375rem; font-size: .875rem; }
 summary { color: var(--soft); cursor: pointer; width: fit-content; padding: .1875rem 0; }
 summary:hover { color: var(--ink); }
-.evidence { display: grid; grid-template-columns: minmax(8rem, auto) minmax(0, 1fr); gap: .125rem 1.25rem; margin: .375rem 0 .25rem; width: fit-content; }
+.evidence {
+  display: grid; grid-template-columns: minmax(8rem, auto) minmax(0, 1fr); gap: .125rem 1.25rem;
+  margin: .375rem 0 .25rem; width: fit-content;
+}
 .evidence dt { color: var(--soft); }
 .evidence dd { margin: 0; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21.5rem), 1fr)); gap: 1.25rem; align-items: start; }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 12px; background: var(--card); overflow: hidden; break-inside: avoid; }
+.figures {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21.5rem), 1fr)); gap: 1.25rem;
+  align-items: start;
+}
+figure {
+  margin: 0; border: 1px solid var(--line); border-radius: 12px; background: var(--card); overflow: hidden;
+  break-inside: avoid;
+}
 figcaption { padding: .875rem 1rem .75rem; }
 figcaption p { margin: .125rem 0 0; color: var(--soft); font-size: .875rem; line-height: 1.45; }
 figure .plate { background: var(--figure); padding: .5rem .5rem .625rem; border-top: 1px solid var(--line); }
 figure img { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto; mix-blend-mode: multiply; }
-.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; background: var(--card); margin: 0 0 1.5rem; max-width: 100%; width: fit-content; }
+.scroll {
+  overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; background: var(--card); margin: 0 0 1.5rem;
+  max-width: 100%; width: fit-content;
+}
 table { border-collapse: collapse; font-size: .875rem; line-height: 1.45; }
 th, td { padding: .4375rem .875rem; text-align: right; white-space: nowrap; vertical-align: top; }
-th { color: var(--soft); font-weight: 500; border-bottom: 1px solid var(--line); }
-thead th { vertical-align: bottom; }
-tbody th { color: var(--ink); text-align: left; position: sticky; left: 0; background: var(--card); max-width: 15rem; white-space: normal; overflow-wrap: anywhere; min-width: 7rem; }
+th { color: var(--soft); font-weight: 500; }
+thead th { vertical-align: bottom; border-bottom: 1px solid var(--line); }
+tbody th {
+  color: var(--ink); text-align: left; position: sticky; left: 0; background: var(--card); max-width: 15rem;
+  white-space: normal; overflow-wrap: anywhere; min-width: 7rem;
+}
 thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 tbody tr:not(:last-child) > * { border-bottom: 1px solid var(--line); }
 td.wide { white-space: normal; text-align: left; min-width: 14rem; }

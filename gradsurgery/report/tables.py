@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradsurgery.report import words
 from gradsurgery.report.facts import conflicts, drift, shares, start_and_end
@@ -34,11 +35,21 @@ def _tasks(run: Run) -> str:
             _moved(run.series(f"loss/{task}")[1]), words.percent(part.loss[task]),
             *(words.number(drift(run, f"{kind}/{task}").last) for kind in ("balance", "variance", "weight")),
         ])  # fmt: skip
-    head = ["Task", "steps", "length, start → end", "share of lengths", "loss, start → end", "share of loss", "loss weight", "σ²", "weight"]
+    head = [
+        "Task",
+        "steps",
+        "length, start → end",
+        "share of lengths",
+        "loss, start → end",
+        "share of loss",
+        "loss weight",
+        "σ²",
+        "weight",
+    ]
     return _table("Tasks", *_filled(head, rows))
 
 
-def _moved(values: np.ndarray) -> str:  # type: ignore[type-arg]
+def _moved(values: NDArray[np.float64]) -> str:
     start, end = start_and_end(values)
     return f"{words.number(start)} → {words.number(end)}" if len(values) else "–"
 
@@ -48,7 +59,7 @@ def _pairs(run: Run) -> str:
     for pair in conflicts(run):
         when = words.listed((words.span(one.first, one.last) for one in pair.stretches), 4) or "none"
         rows.append([
-            escape(pair.name), words.whole(pair.steps), _cosine(pair.mean.value), "–" if np.isnan(pair.mean.error) else f"{pair.mean.error:.3f}",
+            escape(pair.name), words.whole(pair.steps), _cosine(pair.mean.value), _error(pair.mean.error),
             _cosine(pair.last_quarter), _cosine(pair.mean_in_conflict), _cosine(pair.lowest), words.percent(pair.rate), when,
         ])  # fmt: skip
     head = ["Pair", "steps", "mean cosine", "± s.e.", "last quarter", "when negative", "lowest", "negative", "lasting conflict"]
@@ -89,12 +100,22 @@ def _layers(run: Run) -> str:
 def _others(run: Run) -> str:
     rows = []
     for name in run.columns:
-        if name.partition("/")[0] in KNOWN and "/" in name or name in OWN:
+        if (name.partition("/")[0] in KNOWN and "/" in name) or name in OWN:
             continue
-        steps, values = run.series(name)
+        _, values = run.series(name)
         if len(values):
-            rows.append([escape(name), words.whole(len(values)), *(words.number(float(one)) for one in (values[0], values[-1], values.min(), values.max()))])
+            rows.append(
+                [
+                    escape(name),
+                    words.whole(len(values)),
+                    *(words.number(float(one)) for one in (values[0], values[-1], values.min(), values.max())),
+                ]
+            )
     return _table("What else was logged", ["Column", "steps", "first", "last", "lowest", "highest"], rows)
+
+
+def _error(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3f}"
 
 
 def _cosine(value: float) -> str:
@@ -112,14 +133,16 @@ def _filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[st
 
 def _table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td{_wide(cell)}>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
+        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td{_wide(cell)}>{cell}</td>" for cell in row[1:]) + "</tr>"
+        for row in rows
     )
     if not body:
         return ""
     label = escape(title or "Layers", quote=True)
     columns = "".join(f'<th scope="col">{name}</th>' for name in head)
     heading = f"<h3>{title}</h3>" if title else ""
-    return f'{heading}<div class="scroll" role="region" tabindex="0" aria-label="{label}"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table>"
+    return f'{heading}<div class="scroll" role="region" tabindex="0" aria-label="{label}">{table}</div>'
 
 
 def _wide(cell: str) -> str:

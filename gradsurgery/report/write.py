@@ -33,7 +33,9 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise ReportError("report: the pictures need Matplotlib, which is not installed; run pip install gradsurgery[report].") from error
+        raise ReportError(
+            "report: the pictures need Matplotlib, which is not installed; run pip install gradsurgery[report]."
+        ) from error
     from gradsurgery.report.page import page
 
     drawn = pictures(found)

@@ -30,7 +30,9 @@ def write_layers(folder: Path, cosines: Mapping[str, Mapping[str, Sequence[float
     pairs = list(next(iter(cosines.values())))
     with open(folder / "layers.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", "steps", "layer", *(f"cosine/{pair}" for pair in pairs), *(f"conflict_rate/{pair}" for pair in pairs)])
+        writer.writerow(
+            ["step", "steps", "layer", *(f"cosine/{pair}" for pair in pairs), *(f"conflict_rate/{pair}" for pair in pairs)]
+        )
         count = len(next(iter(next(iter(cosines.values())).values())))
         for start in range(0, count, window):
             end = min(start + window, count)
@@ -42,9 +44,13 @@ def write_layers(folder: Path, cosines: Mapping[str, Mapping[str, Sequence[float
 
 
 def run_columns(
-    steps: int = 300, *, tasks: Sequence[str] = ("seg", "depth", "pose"), means: Mapping[str, Any] | None = None, noise: float = 0.1,
+    steps: int = 300,
+    *,
+    tasks: Sequence[str] = ("seg", "depth", "pose"),
+    means: Mapping[str, Any] | None = None,
+    noise: float = 0.1,
     seed: int = 0,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A run in which all is well: losses fall, lengths are alike, cosines scatter around ``means`` (0.2 where none is given)."""
     rng = np.random.default_rng(seed)
     time = np.arange(steps)
@@ -70,12 +76,16 @@ def conflict_run(folder: Path) -> Path:
     steps = np.arange(300)
     torn = (steps >= 100) & (steps < 250)
     columns = run_columns(means={"seg-depth": np.where(torn, -0.5, 0.2)})
-    columns["weight/seg"] = columns["weight/depth"] = np.where(columns["cosine/seg-depth"] < 0, 1 - columns["cosine/seg-depth"], 1.0)
+    columns["weight/seg"] = columns["weight/depth"] = np.where(
+        columns["cosine/seg-depth"] < 0, 1 - columns["cosine/seg-depth"], 1.0
+    )
     write_log(folder, columns)
     layers = ("stem", "trunk.0", "trunk.1", "trunk.2", "trunk.3")
     cosines = {
         layer: {
-            pair: (np.where(torn & (layer == "trunk.2") & (pair == "seg-depth"), -0.7, 0.25) + 0.1 * rng.standard_normal(300)).clip(-1, 1)
+            pair: (np.where(torn & (layer == "trunk.2") & (pair == "seg-depth"), -0.7, 0.25) + 0.1 * rng.standard_normal(300)).clip(
+                -1, 1
+            )
             for pair in ("seg-depth", "seg-pose", "depth-pose")
         }
         for layer in layers
@@ -99,7 +109,8 @@ def healthy_run(folder: Path) -> Path:
     rng = np.random.default_rng(2)
     write_log(folder, run_columns())
     cosines = {
-        layer: {pair: 0.15 + 0.2 * rng.standard_normal(300) for pair in ("seg-depth", "seg-pose", "depth-pose")} for layer in ("stem", "trunk")
+        layer: {pair: 0.15 + 0.2 * rng.standard_normal(300) for pair in ("seg-depth", "seg-pose", "depth-pose")}
+        for layer in ("stem", "trunk")
     }
     return write_layers(folder, cosines, 10)
 
