@@ -74,15 +74,18 @@ class Statistics:
 
     @cached_property
     def _host(self) -> Host:
-        return self._received(Transfer(self._parts()).wait())
+        return self._received(Transfer(self.parts()).wait())
 
-    def _parts(self) -> list[Tensor]:
-        """What lies on a device."""
+    def parts(self) -> list[Tensor]:
+        """K, w and what else lies on a device, for whoever brings those of several steps to the host at once."""
         found = (self._gram, self._weights, self._status, self._combined, *self._losses)
         return [part for part in found if isinstance(part, Tensor)]
 
+    def keep(self, numbers: Sequence[Numbers]) -> None:
+        """Takes what ``parts`` came to on the host, for all that is read from now on."""
+        self.__dict__["_host"] = self._received(numbers)
+
     def _received(self, numbers: Sequence[Numbers]) -> Host:
-        """``_parts`` after their transfer."""
         come = iter(numbers)
         K, w, status, combined = (
             None if part is None else next(come) for part in (self._gram, self._weights, self._status, self._combined)
