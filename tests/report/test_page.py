@@ -30,7 +30,7 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 class Elements(HTMLParser):
     """Every start tag with its attributes, and whether what was opened was closed."""
 
-    VOID = ("meta", "link", "img", "hr", "path", "circle")
+    VOID = ("meta", "link", "img", "hr", "path", "circle", "wbr")
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -204,8 +204,7 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
 @pytest.mark.parametrize("name", RUNS)
 def test_the_page_in_a_browser(browser: Any, pages: dict[str, Path], name: str, width: int, scheme: str) -> None:
     context = browser.new_context(offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme)
