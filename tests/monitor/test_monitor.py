@@ -40,7 +40,7 @@ def state(net: nn.Module) -> list[Tensor]:
     return [p.detach().clone() for p in net.parameters()]
 
 
-# --- training is the same -----------------------------------------------------------------------------------------------------------
+# --- training is the same ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
@@ -122,7 +122,7 @@ def test_observing_is_the_plain_loop(tmp_path: Path, tasks: int) -> None:
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
 
 
-# --- rows -----------------------------------------------------------------------------------------------------------------------------
+# --- rows -------------------------------------------------------------------------------------------------------------------------
 
 
 def test_rows_are_what_happened(tmp_path: Path) -> None:
@@ -302,10 +302,12 @@ def test_samples_are_no_layers(tmp_path: Path) -> None:
     assert numbers(tmp_path / "log.csv", "norm/seg") == [pytest.approx(n) for n in (row.values["norm/seg"] for row in monitor.rows)]
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------------------------
+# --- going on ---------------------------------------------------------------------------------------------------------------------
 
 
-def run_part(folder: Path, steps: range, checkpoint: dict[str, Any] | None, save_at: int | None, stop: bool) -> dict[str, Any] | None:
+def run_part(
+    folder: Path, steps: range, checkpoint: dict[str, Any] | None, save_at: int | None, stop: bool
+) -> dict[str, Any] | None:
     """Steps of a run, from a checkpoint, with another after step ``save_at``; stopped without a flush."""
     net = Net()
     surgery = gs.GradientAggregator("pcgrad", tasks=TASKS, group_by="layer")
@@ -436,7 +438,7 @@ def test_when_python_ends(tmp_path: Path, end: str) -> None:
     assert len(table(tmp_path / "log.csv")) == 5
 
 
-# --- in other company -------------------------------------------------------------------------------------------------------------------
+# --- in other company -------------------------------------------------------------------------------------------------------------
 
 
 def test_threads(tmp_path: Path) -> None:
@@ -493,7 +495,7 @@ def test_a_failing_sink_is_dropped(tmp_path: Path) -> None:
     monitor = gs.Monitor(surgery, failing, tmp_path, read_every=4)
     with pytest.warns(UserWarning, match=r"Monitor: failing failed and gets no more rows \(OSError: no space left\)") as told:
         train(net, surgery, "split", 20)
-        monitor.close()
+    monitor.close()
     assert len(told) == 1
     assert calls == list(range(10))
     assert len(monitor.rows) == len(table(tmp_path / "log.csv")) == 20
@@ -584,13 +586,13 @@ def test_every_balancer(name: str) -> None:
     assert all({f"balance/{task}" for task in TASKS} <= set(row.values) for row in rows)
 
 
-# --- misuse -----------------------------------------------------------------------------------------------------------------------------
+# --- misuse -----------------------------------------------------------------------------------------------------------------------
 
 
 def test_two_monitors_of_one_folder_are_refused(tmp_path: Path) -> None:
     surgery = gs.GradientAggregator("sum", tasks=TASKS)
     monitor = gs.Monitor(surgery, tmp_path / "run")
-    with pytest.raises(ValueError, match="expected a folder that no other monitor of this process writes to, found .*run"):
+    with pytest.raises(ValueError, match=r"expected a folder that no other monitor of this process writes to, found .*run"):
         gs.Monitor(surgery, tmp_path / "other", tmp_path / "elsewhere" / ".." / "run")
     monitor.close()
     monitor.close()

@@ -96,9 +96,13 @@ class Copies(TorchDispatchMode):
 def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
     """CUDA tensors without values, on a machine without CUDA: asking for a value is an error there, as no value exists."""
     stream, empty = Stream(), torch.empty
+
+    def unpinned(*args: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        return empty(*args, **options)
+
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch, "empty", lambda *args, pin_memory=False, **options: empty(*args, **options))
+    monkeypatch.setattr(torch, "empty", unpinned)
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield stream
 
@@ -151,7 +155,7 @@ def test_other_streams_are_waited_for(fake_cuda: Stream, monkeypatch: pytest.Mon
     assert window.ready()
 
 
-# --- with a GPU -------------------------------------------------------------------------------------------------------------------------
+# --- with a GPU -------------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -210,10 +214,9 @@ def test_a_captured_step_is_said_to_be_lost(device: torch.device) -> None:
     torch.cuda.synchronize()
     monitor.flush()
     x.grad = None
-    with pytest.warns(UserWarning, match="Monitor: a CUDA graph is being captured"):
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.warns(UserWarning, match="Monitor: a CUDA graph is being captured"), torch.cuda.graph(graph):
+        step()
     graph.replay()
     monitor.flush()
     assert len(monitor.rows) == 3
