@@ -102,7 +102,7 @@ def conflict_figure(run: Run, *, title: str) -> Figure:
         panels.lengths(length, run)
         for axes, heading in (
             (cosine, "Agreement"),
-            (rate, "Conflict rate, running mean"),
+            (rate, "Steps in conflict, running mean,"),
             (length, "Length of each task's gradient"),
         ):
             axes.set_title(f"{heading}{run.at}")
