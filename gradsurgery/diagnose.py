@@ -30,7 +30,7 @@ def diagnose(model: nn.Module, batch: Any, losses: Callable[[Any, Any], TaskLoss
     """Whether the tasks' gradients conflict at the parameters that they share, layer by layer, on one batch.
 
     One forward pass and a backward pass a task: the gradients are exactly those of ``surgery.backward(losses)``, and their products
-    are summed in float64. Nothing is trained and nothing is left behind: parameters, buffers (the statistics of BatchNorm), ``.grad``,
+    are summed in float64. Nothing is trained and nothing is left behind: parameters, buffers (BatchNorm's statistics), ``.grad``,
     training mode and other attributes of the modules, and the random numbers are put back bit by bit, whatever happens; hooks that
     wait for ``.grad``, such as optimizers in the backward pass, are not called. The model runs in the mode it is in, under the
     autocast that holds where this is called. What torch.compile compiled runs as it is written.

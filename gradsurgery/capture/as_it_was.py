@@ -22,9 +22,9 @@ def as_it_was(modules: Sequence[nn.Module], parameters: Iterable[Tensor], batch:
     """Puts back, bit by bit and whatever is raised inside, what running modules changes.
 
     That is: parameters and buffers (BatchNorm's statistics, spectral norm's vectors, rows that an embedding has rescaled), plain
-    attributes of modules and what their dicts, lists and sets hold (the training mode, counters, hooks), ``requires_grad``, ``.grad``,
-    and the random numbers of torch on the CPU and on the devices in use, of NumPy and of Python. Inside, ``.grad`` is None. A copy of
-    the parameters and buffers is in memory meanwhile.
+    attributes of modules and what their dicts, lists and sets hold (the training mode, counters, hooks), ``requires_grad`` and
+    ``.grad``, and the random numbers of torch on the CPU and on the devices in use, of NumPy and of Python. Inside, ``.grad`` is
+    None. A copy of the parameters and buffers is in memory meanwhile.
 
     Args:
         modules: whose submodules are meant, too.
