@@ -16,6 +16,7 @@ from gradsurgery.monitor import Statistics
 from gradsurgery.report import words
 from gradsurgery.report.facts import CONFLICT, MODERATE, STRONG
 from gradsurgery.report.rules.dominance import LOPSIDED
+from gradsurgery.report.rules.verdict import ENOUGH, FIRST
 
 WIDTH = 100  # of the text
 MOST = 10  # rows of a table in the text
@@ -152,8 +153,8 @@ class Diagnosis:
             )
         said += [*self._directions(), *self._lengths({task: norm for task, norm in norms.items() if norm > 0})]
         said.append(
-            "One batch shows a tendency, and at these parameters: cosines of small batches scatter around their mean and move in "
-            'training. Before choosing a method, observe some hundred steps with GradientAggregator("sum") and compare with "sum".'
+            "One batch shows a tendency: cosines scatter from batch to batch, and move in training. Before choosing a method, watch "
+            f"{ENOUGH} steps or more with gradsurgery.Monitor. {FIRST}"
         )
         return " ".join(said)
 
@@ -182,7 +183,7 @@ class Diagnosis:
         if ratio < LOPSIDED:
             return []
         return [
-            f"{longest}'s gradient is {words.number(ratio)} times as long as {shortest}'s: if {shortest} matters and learns too "
+            f"{longest}'s gradient is {ratio:.3g} times as long as {shortest}'s: if {shortest} matters and learns too "
             "slowly, weigh its loss up by hand first; then try a balancer (uw, gradnorm) or a method that evens lengths out "
             "(imtlg, nashmtl)."
         ]

@@ -38,7 +38,9 @@ def as_it_was(modules: Sequence[nn.Module], parameters: Iterable[Tensor], batch:
             back.enter_context(torch.random.fork_rng(devices, device_type=device_type))
         back.callback(random.setstate, random.getstate())
         back.callback(np.random.set_state, np.random.get_state())
-        for tensor in {id(tensor): tensor for tensor in (*leaves, *_tensors(every))}.values():
+        tensors = tuple({id(tensor): tensor for tensor in (*leaves, *_tensors(every)) if not tensor.is_inference()}.values())
+        back.enter_context(torch.autograd._unsafe_preserve_version_counter(tensors))  # a graph that waits for its backward pass is good
+        for tensor in tensors:
             back.callback(_put_back, tensor, tensor.detach().clone())
         for module in every:
             back.callback(_put_back_attributes, module, *_attributes(module))
@@ -82,7 +84,8 @@ def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _put_back(tensor: Tensor, value: Tensor) -> None:
-    tensor.data.copy_(value)  # through .data, as a graph that waits for its backward pass need not know
+    with torch.no_grad():
+        tensor.copy_(value)
 
 
 def _put_back_attributes(module: nn.Module, attributes: dict[str, Any], held: dict[str, Any]) -> None:
