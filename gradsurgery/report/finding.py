@@ -14,7 +14,7 @@ class Finding:
     """One thing that a log shows.
 
     Attributes:
-        kind: "verdict", "dominance", "conflict", "layers", "collapse", "loss", "weights", "steps", "absence", "surgery" or "missing".
+        kind: "verdict", "conflict", "layers", "dominance", "collapse", "loss", "steps", "absence", "surgery" or "weights".
         severity: "ok", "note" (worth knowing), or "warning" (worth acting on).
         sentence: in plain words; no more than the log shows.
         evidence: the numbers, steps and columns it rests on, by name.

@@ -88,7 +88,7 @@ def read_layers(path: Path) -> Layers | None:
     ends, windows = np.unique(table[:, 0].astype(np.int64), return_inverse=True)
     counts = np.zeros(len(ends))
     counts[windows] = table[:, 1]
-    values = {}
+    values: dict[str, NDArray[np.float64]] = {}
     for offset, place in enumerate(others, start=2):
         grid = np.full((len(order), len(ends)), np.nan)
         grid[rows_of, windows] = table[:, offset]
@@ -101,14 +101,17 @@ def _numbers(path: Path, rows: list[list[str]], places: list[int], header: list[
     numbers = np.empty((len(rows), len(places)))
     for number, row in enumerate(rows):
         if len(row) != len(header):
-            raise ReportError(f"{path}: expected {len(header)} cells, one a column of the header, found a row of {len(row)}: {row[:4]}.")
-        for column, place in enumerate(places):
-            try:
-                numbers[number, column] = float(row[place]) if row[place] else np.nan
-            except ValueError as error:
-                raise ReportError(
-                    f"{path}, column {header[place]!r}: expected a number or nothing, found {row[place][:40]!r}."
-                ) from error
+            raise ReportError(
+                f"{path}: expected {len(header)} cells, one a column of the header, found a row of {len(row)}: {row[:4]}."
+            )
+        numbers[number] = [_number(path, header[place], row[place]) for place in places]
     if not np.isfinite(numbers[:, :2]).all():
         raise ReportError(f"{path}: expected a number in every cell of the columns step and steps, found one that is not.")
     return numbers
+
+
+def _number(path: Path, column: str, cell: str) -> float:
+    try:
+        return float(cell) if cell else np.nan
+    except ValueError as error:
+        raise ReportError(f"{path}, column {column!r}: expected a number or nothing, found {cell[:40]!r}.") from error

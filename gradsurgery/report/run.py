@@ -75,12 +75,10 @@ class Run:
         return None if self.setting("balancer") is None else str(self.setting("balancer"))
 
     @property
-    def place(self) -> str:
-        """Where the tasks' gradients were measured, in words."""
+    def at(self) -> str:
+        """Where the gradients were measured, to end a phrase with: " at the representation"; empty where it is not known."""
         form = self.setting("form")
-        if form is None:
-            return "the place of surgery"
-        return PLACES.get(str(form), "the representation")
+        return "" if form is None else f" at {PLACES.get(str(form), 'the representation')}"
 
 
 def read_run(path: str | Path) -> Run:
@@ -166,7 +164,9 @@ def _pairs(columns: Mapping[str, Any], tasks: Sequence[str]) -> tuple[dict[tuple
             if name in columns:
                 claims.setdefault(name, []).append((one, other))
                 break
-    return {found[0]: name for name, found in claims.items() if len(found) == 1}, [n for n, found in claims.items() if len(found) > 1]
+    return {found[0]: name for name, found in claims.items() if len(found) == 1}, [
+        n for n, found in claims.items() if len(found) > 1
+    ]
 
 
 def _json(path: Path, remarks: list[str]) -> dict[str, Any]:

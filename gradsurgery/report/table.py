@@ -66,7 +66,9 @@ def read_header(path: Path, file: BinaryIO) -> tuple[list[str], int]:
         head += more
         lines += 1
     if not head.strip():
-        raise ReportError(f"{path}: expected a header of column names, found an empty file; was a step recorded before the run ended?")
+        raise ReportError(
+            f"{path}: expected a header of column names, found an empty file; was a step recorded before the run ended?"
+        )
     try:
         names = next(csv.reader(io.StringIO(head.decode("utf-8-sig"), newline="")))
     except (UnicodeDecodeError, csv.Error, StopIteration) as error:

@@ -14,7 +14,7 @@ from gradsurgery.report.finding import Finding
 from gradsurgery.report.layers import Layers
 from gradsurgery.report.run import Run
 
-COIN = 2.0  # a coin's share of heads in n throws stays within 1/2 ± 2/√n: four standard deviations, as there are many layers to look at
+COIN = 2.0  # a coin's share of heads in n throws is within 1/2 ± 2/√n: four standard deviations, as there are many layers
 MOST = 6  # sentences on pairs
 
 
@@ -78,7 +78,8 @@ def _starts(run: Run, layers: Layers) -> NDArray[np.int64]:
     """The first recorded step of each window. [W]"""
     before = np.concatenate(([-1], layers.ends[:-1]))
     places = np.searchsorted(run.steps, before, side="right").clip(max=len(run.steps) - 1)
-    return np.minimum(run.steps[places], layers.ends)
+    starts: NDArray[np.int64] = np.minimum(run.steps[places], layers.ends)
+    return starts
 
 
 def _low(values: NDArray[np.float64]) -> Iterator[tuple[int, int]]:
@@ -124,7 +125,9 @@ def _sentence(layers: Layers, one: str, other: str, conflicts: list[LayerConflic
         described.append(f"{len(worst) - 3} more layers" if len(worst) > 4 else "one more layer")
     sentence = f"{one} and {other} conflict at {words.listed(described)}"
     if free:
-        sentence += f"; not at {words.listed(free, 4)}" if len(free) <= len(by_name) or len(free) <= 4 else "; not at any other layer"
+        sentence += (
+            f"; not at {words.listed(free, 4)}" if len(free) <= len(by_name) or len(free) <= 4 else "; not at any other layer"
+        )
     acting = [name for name in worst if any(part.worth_acting for part in by_name[name])]
     evidence = {
         name: "; ".join(f"{words.span(part.first, part.last)}: cosine {words.signed(part.cosine, 3)}, "
@@ -132,5 +135,9 @@ def _sentence(layers: Layers, one: str, other: str, conflicts: list[LayerConflic
         for name in worst[:40]
     }  # fmt: skip
     columns = f"layers.csv: cosine/{layers.pair(one, other)}"
-    advice = f"Surgery layer by layer (group_by=\"layer\") acts at {words.listed(acting, 3)} and leaves the others alone." if acting else ""
+    advice = (
+        f'Surgery layer by layer (group_by="layer") acts at {words.listed(acting, 3)} and leaves the others alone.'
+        if acting
+        else ""
+    )
     return Finding("layers", "warning" if acting else "note", f"{sentence}.", {**evidence, "columns": columns}, advice)

@@ -64,8 +64,14 @@ def _vanished(run: Run, task: str, every: Smooth) -> list[Finding]:
         "since step": step, "median length at the start": start, "median length at the end": end, "the others' at the end": beside,
         "loss at the start": loss_start, "loss at the end": loss_end, "columns": f"norm/{task}, loss/{task}",
     }  # fmt: skip
-    size = "zero" if end == 0 else f"{words.percent(end / start)} of its first length"
-    gone = f"gradient has gone to {size} by step {words.whole(step)} and stays there"
+    size = (
+        "to zero"
+        if end == 0
+        else f"below {words.percent(VANISHED)} of its first length"
+        if end < VANISHED * start
+        else "to nothing beside the others'"
+    )
+    gone = f"gradient has gone {size} by step {words.whole(step)} and stays there"
     moved = f"({words.number(loss_start)} → {words.number(loss_end)})"
     if shed >= LEARNED:
         sentence = f"{task}'s {gone}, and so has its loss {moved}: it is learned, or its loss is weighed down."
@@ -79,8 +85,8 @@ def _vanished(run: Run, task: str, every: Smooth) -> list[Finding]:
 
 def _cure(task: str) -> str:
     return (
-        f"No surgery brings a gradient back that does not arrive. Look at {task}'s head (dead units, saturation, a detach), its loss and "
-        "weight, and the learning rate; train it alone to see whether it learns there."
+        f"No surgery brings a gradient back that does not arrive. Look at {task}'s head (dead units, saturation, a "
+        "detach), its loss and weight, and the learning rate; train it alone to see whether it learns there."
     )
 
 
@@ -123,7 +129,12 @@ def _loss(run: Run, task: str) -> list[Finding]:
     place = _since(smooth > start, np.ones(len(smooth), bool))
     since = "" if place is None else f" since step {words.whole(int(steps[cuts[place]]))}"
     sentence = f"{task}'s loss stands above its start{since}: {words.number(start)} → {words.number(end)}."
-    evidence: dict[str, float | int | str] = {"loss at the start": start, "loss at the end": end, "standard error at the end": error, "column": name}
+    evidence: dict[str, float | int | str] = {
+        "loss at the start": start,
+        "loss at the end": end,
+        "standard error at the end": error,
+        "column": name,
+    }
     return [Finding("loss", "warning", sentence, evidence, f"Try a lower learning rate, and {task} alone, before any method.")]
 
 

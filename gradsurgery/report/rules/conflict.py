@@ -53,7 +53,7 @@ def _in_conflict(run: Run, pair: Conflict) -> Finding:
         "mean cosine, all steps": pair.mean.value, "its standard error": pair.mean.error, "lowest cosine": pair.lowest,
         "negative, all steps": words.percent(pair.rate), "recorded steps": pair.steps, "column": pair.column,
     }  # fmt: skip
-    advice = f"What surgery of directions (pcgrad, upgrad, cagrad) is for, at {run.place}." if pair.worth_acting else ""
+    advice = "That is what surgery of directions is for: pcgrad, upgrad, cagrad." if pair.worth_acting else ""
     return Finding("conflict", "warning" if pair.worth_acting else "note", f"{sentence}.", evidence, advice)
 
 

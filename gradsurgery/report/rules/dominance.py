@@ -25,11 +25,11 @@ def dominance(run: Run) -> list[Finding]:
     ratio = lengths[strongest] / lengths[weakest] if lengths[weakest] > 0 else math.inf
     severity: Severity = "ok" if ratio < EVEN else "note" if ratio < LOPSIDED else "warning"
     if ratio < EVEN:
-        sentence = f"No task dominates at {run.place}: the gradients' lengths differ by a factor of only {ratio:.2f}"
+        sentence = f"No task dominates{run.at}: the gradients' lengths differ by a factor of only {ratio:.2f}"
     elif math.isinf(ratio):
-        sentence = f"{strongest} dominates at {run.place}, where {weakest}'s gradient is zero in most steps"
+        sentence = f"{strongest} dominates{run.at}: {weakest}'s gradient is zero in most steps"
     else:
-        sentence = f"{strongest} dominates at {run.place}: its gradient is {ratio:.3g} times as long as {weakest}'s"
+        sentence = f"{strongest} dominates{run.at}: its gradient is {words.number(ratio)} times as long as {weakest}'s"
     if all(math.isfinite(value) for value in part.gradient.values()):
         sentence += f". Of the gradients' lengths each task holds: {words.shares(part.gradient)}"
     evidence: dict[str, float | int | str] = {f"median length, {task}": value for task, value in lengths.items()}
@@ -56,6 +56,6 @@ def _advice(severity: Severity, weakest: str) -> str:
     if severity != "warning":
         return ""
     return (
-        f"If {weakest} matters and learns too slowly, weigh its loss up by hand first; then try a balancer (uw, gradnorm) or a method "
-        "that evens lengths out (imtlg, nashmtl). That lengths differ is no fault by itself."
+        f"If {weakest} matters and learns too slowly, weigh its loss up by hand first; then try a balancer (uw, gradnorm) or a "
+        "method that evens lengths out (imtlg, nashmtl). That lengths differ is no fault by itself."
     )

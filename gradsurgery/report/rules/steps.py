@@ -30,8 +30,13 @@ def _nonfinite(run: Run) -> list[Finding]:
         f"In {words.whole(len(bad))} of {words.whole(len(recorded))} recorded steps a gradient{whose} was infinite or NaN, "
         f"first in step {words.whole(int(bad[0]))}, last in step {words.whole(int(bad[-1]))}."
     )
-    advice = "A few under float16 are the loss scale's search; more, or any without a scaler, call for a look at that step's batch and loss."
-    evidence: dict[str, float | int | str] = {"first step": int(bad[0]), "last step": int(bad[-1]), "steps": len(bad), "column": "nonfinite"}
+    advice = "A few under float16 are the loss scale's search. More, or any without a scaler: look at that step's batch and loss."
+    evidence: dict[str, float | int | str] = {
+        "first step": int(bad[0]),
+        "last step": int(bad[-1]),
+        "steps": len(bad),
+        "column": "nonfinite",
+    }
     return [Finding("steps", "warning", sentence, evidence, advice)]
 
 
@@ -51,7 +56,7 @@ def _solver(run: Run) -> list[Finding]:
     count = int((stationary > 0).sum())
     if count:
         share = words.percent(count / len(recorded))
-        sentence = f"In {share} of the recorded steps the gradients left no direction that serves all tasks (Pareto-stationary to rounding)."
+        sentence = f"In {share} of the recorded steps the gradients left no direction that serves all tasks."
         found.append(Finding("steps", "note", sentence, {"steps": count, "column": "stationary"}))
     return found
 
@@ -76,7 +81,9 @@ def _absent(run: Run) -> list[Finding]:
         elif lossy.sum() >= LASTING * total and not present[np.flatnonzero(lossy)[0] :].any():
             first = int(run.steps[np.flatnonzero(lossy)[0]])
             sentence = f"{task} has a loss but no gradient from step {words.whole(first)} on: it no longer reaches what is shared."
-            found.append(Finding("collapse", "warning", sentence, {"since step": first, **evidence}, f"Look for a detach in {task}'s head."))
+            found.append(
+                Finding("collapse", "warning", sentence, {"since step": first, **evidence}, f"Look for a detach in {task}'s head.")
+            )
         else:
             sentence = f"{task} had no gradient in {words.percent(count / total)} of the recorded steps."
             found.append(Finding("absence", "note", sentence, evidence))

@@ -19,7 +19,9 @@ FIRST = (
 def verdict(run: Run, found: Sequence[Finding]) -> Finding:
     """The first sentence of the report. It speaks of this log alone, and what it says of other methods is what to try."""
     evidence: dict[str, float | int | str] = {"recorded steps": len(run.steps), "tasks": len(run.tasks)}
-    evidence |= {f"warnings: {kind}": sum(one.kind == kind and one.severity == "warning" for one in found) for kind in _kinds(found)}
+    evidence |= {
+        f"warnings: {kind}": sum(one.kind == kind and one.severity == "warning" for one in found) for kind in _kinds(found)
+    }
 
     def warned(kind: str) -> bool:
         return any(one.kind == kind and one.severity == "warning" for one in found)
@@ -29,24 +31,34 @@ def verdict(run: Run, found: Sequence[Finding]) -> Finding:
     broken = warned("collapse") or warned("loss") or warned("steps") or warned("absence")
     conflict, layers, lengths = warned("conflict"), warned("layers"), warned("dominance")
     if broken:
-        parts = [one.sentence for one in found if one.severity == "warning" and one.kind in ("collapse", "loss", "steps", "absence")]
+        parts = [
+            one.sentence for one in found if one.severity == "warning" and one.kind in ("collapse", "loss", "steps", "absence")
+        ]
         more = " Conflict and lengths can be judged once that is repaired." if conflict or layers or lengths else ""
         sentence = f"Something is broken that no surgery repairs. {parts[0]}"
         return Finding("verdict", "warning", sentence + more, evidence, "Repair that first; the findings below say where to look.")
     if conflict or layers:
         return Finding("verdict", "warning", _torn(run, conflict), evidence, _next(conflict, lengths))
     if lengths:
-        sentence = "Surgery of directions is not needed: no pair of tasks conflicts for long. The gradients' lengths are lopsided, though."
+        sentence = (
+            "Surgery of directions is not needed: no pair of tasks conflicts for long. The gradients' lengths are lopsided, though."
+        )
         advice = f"Weigh the losses, or try a balancer (uw, gradnorm) or a method that evens lengths out (imtlg, nashmtl). {FIRST}"
         return Finding("verdict", "note", sentence, evidence, advice)
     if len(run.steps) < ENOUGH:
         sentence = f"Nothing stands out, but {len(run.steps)} recorded steps are too few for a verdict."
         return Finding("verdict", "note", sentence, evidence, f"Record {ENOUGH} steps at least, better some hundreds.")
     sentence = (
-        "Surgery is not needed, as far as this log shows: conflicts are absent, rare or weak, no task's gradient drowns the others, "
-        "and no task has stopped learning."
+        "Surgery is not needed, as far as this log shows: conflicts are absent, rare or weak, no task's gradient drowns the "
+        "others, and no task has stopped learning."
     )
-    return Finding("verdict", "ok", sentence, evidence, "Keep the weighted sum of losses, and spend the effort on its weights and the learning rate.")
+    return Finding(
+        "verdict",
+        "ok",
+        sentence,
+        evidence,
+        "Keep the weighted sum of losses, and spend the effort on its weights and the learning rate.",
+    )
 
 
 def _missing(run: Run) -> tuple[str, str] | None:
@@ -69,13 +81,13 @@ def _missing(run: Run) -> tuple[str, str] | None:
 
 def _torn(run: Run, conflict: bool) -> str:
     if not conflict:
-        return (
-            "Tasks conflict at some layers, where surgery may help; over all that is shared taken together no pair conflicts for long."
-        )
+        return "Tasks conflict at some layers, where surgery may help; over all that is shared no pair conflicts for long."
     worst = sorted((pair for pair in conflicts(run) if pair.worth_acting), key=lambda pair: pair.depth * pair.lasting)
     pairs = words.listed([f"{pair.one} and {pair.other}" for pair in worst], 3) if len(worst) == 1 else words.listed(
         [pair.name for pair in worst], 4)  # fmt: skip
-    return f"Surgery may help: {pairs} pull the shared part in opposite directions for {words.percent(worst[0].lasting)} of the recorded steps."
+    when = words.listed((words.span(one.first, one.last) for one in worst[0].stretches), 3)
+    most = f"in {words.percent(worst[0].lasting)} of the recorded steps ({when})" if worst[0].lasting < 1 else "throughout"
+    return f"Surgery may help: {pairs} pull the shared part apart{'' if len(worst) == 1 else ', the first'} {most}."
 
 
 def _next(conflict: bool, lengths: bool) -> str:

@@ -34,13 +34,15 @@ def _settled(run: Run, column: str, label: str) -> list[Finding]:
     if not moved:
         return []
     if not all(math.isfinite(one.third) and math.isfinite(one.last) for one in moved.values()):
-        return [Finding("weights", "note", f"{label}: too few logged steps to tell whether they settled.", {"columns": f"{column}/…"})]
+        return [
+            Finding("weights", "note", f"{label}: too few logged steps to tell whether they settled.", {"columns": f"{column}/…"})
+        ]
     evidence = {**{task: f"{one.third:.4f} → {one.last:.4f}" for task, one in moved.items()}, "columns": f"{column}/…"}
     if all(abs(one.third - one.last) <= FINE * abs(one.last) for one in moved.values()):
         sentence = f"{label} stayed at {', '.join(f'{task} {one.last:.3f}' for task, one in moved.items())}."
         return [Finding("weights", "ok", sentence, evidence)]
     wandering = [task for task, one in moved.items() if not one.settled]
-    verdict = f"{words.listed(wandering)} still drifted by more than {SETTLED:.0%}".replace("%", " %") if wandering else "they had settled"
+    verdict = f"{words.listed(wandering)} still drifted by more than {words.percent(SETTLED)}" if wandering else "they had settled"
     sentence = f"{label}, mean of the third quarter of the run → of the last: {_moves(moved)}; {verdict}."
     return [Finding("weights", "note" if wandering else "ok", sentence, evidence)]
 
@@ -67,11 +69,16 @@ def surgery(run: Run) -> list[Finding]:
     }  # fmt: skip
     whose = "The method's" if run.method is None else f"{run.method}'s"
     if spread.mean() <= UNCHANGED:
-        sentence = f"{whose} weights are the same for all tasks: the shared part was trained by the plain sum of the gradients."
+        differ = (
+            f"differ among the tasks by less than {words.percent(UNCHANGED)} on average"
+            if spread.max() > FINE
+            else "are the same for all tasks"
+        )
+        sentence = f"{whose} weights {differ}: what the shared part received was the plain sum of the gradients, or as good as."
         return [Finding("surgery", "ok", sentence, evidence)]
     sentence = (
-        f"{whose} weights differ among the tasks in {words.percent(changed)} of the recorded steps, by {words.percent(float(spread.mean()))} "
-        "of their size on average: what the shared part received was not the plain sum."
+        f"{whose} weights differ among the tasks in {words.percent(changed)} of the recorded steps, by "
+        f"{words.percent(float(spread.mean()))} of their size on average: what the shared part received was not the plain sum."
     )
     if run.layers is not None:
         sentence = f"{sentence[:-1]} (means over the layers)."
