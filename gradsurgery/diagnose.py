@@ -110,7 +110,9 @@ def _evaluated(model: nn.Module, batch: Any, losses: Callable[[Any, Any], TaskLo
     """The names of all tasks, and the losses of those that are present."""
     returned = losses(model, batch)
     found = task_losses(returned)
-    names = task_names(list(returned) if isinstance(returned, Mapping) else len(found))
+    names = list(returned) if isinstance(returned, Mapping) else task_names(len(found))
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"losses: expected tasks' names to be strings, found {names}.")
     here = [t for t, own in enumerate(found) if own]
     if len(here) < 2:
         raise ValueError(

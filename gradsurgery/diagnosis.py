@@ -153,8 +153,8 @@ class Diagnosis:
             )
         said += [*self._directions(), *self._lengths({task: norm for task, norm in norms.items() if norm > 0})]
         said.append(
-            "One batch shows a tendency: cosines scatter from batch to batch, and move in training. Before choosing a method, watch "
-            f"{ENOUGH} steps or more with gradsurgery.Monitor. {FIRST}"
+            "One batch shows a tendency: cosines scatter from batch to batch, and move in training. Before choosing a method, "
+            f"watch {ENOUGH} steps or more with gradsurgery.Monitor. {FIRST}"
         )
         return " ".join(said)
 

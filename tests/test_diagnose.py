@@ -101,10 +101,10 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 def next_numbers() -> tuple[float, float, float]:
     """The numbers that come next, without drawing them."""
-    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
-    found = float(torch.rand(1)), float(np.random.rand()), random.random()  # noqa: NPY002
+    kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    found = float(torch.rand(1)), float(np.random.rand()), random.random()
     torch.set_rng_state(kept[0])
-    np.random.set_state(kept[1])  # noqa: NPY002
+    np.random.set_state(kept[1])
     random.setstate(kept[2])
     return found
 
@@ -171,7 +171,11 @@ def test_names_come_from_the_model() -> None:
     model, batch = Net(), data()
     whole = gs.diagnose(model, batch, two_losses).layers
     assert gs.diagnose(model, batch, two_losses, model.trunk.parameters()).layers == whole
-    assert gs.diagnose(model, batch, two_losses, model.trunk.named_parameters(prefix="body")).layers == ("body.0", "body.1", "body.4")
+    assert gs.diagnose(model, batch, two_losses, model.trunk.named_parameters(prefix="body")).layers == (
+        "body.0",
+        "body.1",
+        "body.4",
+    )
     assert gs.diagnose(model, batch, two_losses, [model.trunk[0].weight]).layers == ("trunk.0",)
     assert gs.diagnose(model, batch, two_losses, model.trunk[0]).layers == ("(itself)",)
     outside = Net()
@@ -326,7 +330,7 @@ def test_nothing_has_happened_where_something_is_raised(where: str) -> None:
     def losses(m: Any, b: Any) -> Any:
         m.eval()
         random.random()
-        np.random.rand()  # noqa: NPY002
+        np.random.rand()
         if where == "before":
             raise KeyError("planted")
         found = two_losses(m, b)
@@ -427,7 +431,9 @@ def test_healthy_tasks_need_no_surgery() -> None:
 
 
 def test_a_task_that_dominates_is_named() -> None:
-    found = gs.diagnose(Net().eval(), data(), lambda m, b: {"big": 100 * m(b[0])[0].square().mean(), "small": m(b[0])[0].square().mean()})
+    found = gs.diagnose(
+        Net().eval(), data(), lambda m, b: {"big": 100 * m(b[0])[0].square().mean(), "small": m(b[0])[0].square().mean()}
+    )
     assert "big's gradient is 100 times as long as small's" in found.suggestion
 
 
@@ -451,7 +457,9 @@ def test_the_text_fits(tasks: int) -> None:
     assert f"{tasks} tasks at 30 shared layers, one batch" in text
     negative = sum(float(found.layer_cosines[g, i, j]) < 0 for g in range(30) for i in range(tasks) for j in range(i))
     assert f"… and {negative - 10:,} more layer" in text
-    worst = min(row.cosine for i, a in enumerate(found.tasks) for b in found.tasks[i + 1 :] for row in found.conflicting_layers(a, b))
+    worst = min(
+        row.cosine for i, a in enumerate(found.tasks) for b in found.tasks[i + 1 :] for row in found.conflicting_layers(a, b)
+    )
     lines = text.splitlines()
     first = lines[next(k for k, line in enumerate(lines) if line.startswith("conflicting layers")) + 1]
     assert f"−{-worst:.3f}" in first
@@ -474,12 +482,12 @@ def test_no_warning_and_no_trace_of_cuda() -> None:
         ({"losses": {"a": torch.ones(())}}, TypeError, r"losses: expected a function of \(model, batch\) .* found dict"),
         ({"losses": nn.Linear(1, 1)}, TypeError, r"losses: expected a function .* found Linear"),
         ({"losses": lambda m, b: m(b[0])[0].sum()}, TypeError, r"losses: expected a dict by task or a sequence .* found Tensor"),
-        ({"losses": lambda m, b: {"a": m(b[0])[0].sum(), "b": None}}, ValueError, r"losses of two tasks or more, found one, of 'a'"),
-        ({"losses": lambda m, b: {"a": None, "b": None}}, ValueError, r"losses: expected a loss of at least one task, found only None"),
+        ({"losses": lambda m, b: {"a": m(b[0])[0].sum(), "b": None}}, ValueError, "two tasks or more, found one, of 'a'"),
+        ({"losses": lambda m, b: {"a": None, "b": None}}, ValueError, r"losses: expected a loss .* found only None"),
         ({"losses": lambda m, b: [m(b[0])[0], m(b[0])[1].sum()]}, ValueError, r"losses\[0\]: expected a scalar, found shape"),
         ({"losses": lambda m, b: [m(b[0])[0].sum().detach(), m(b[0])[1].sum()]}, ValueError, r"losses\[0\]: .* requires grad"),
-        ({"losses": lambda m, b: {1: m(b[0])[0].sum(), 2: m(b[0])[1].sum()}}, TypeError, r"tasks: expected names to be strings"),
-        ({"losses": lambda m, b: [m.seg(b[0].new_ones(2, 8)).sum(), m.depth(b[0].new_ones(2, 8)).sum()]}, ValueError, "two or more of the tasks"),
+        ({"losses": lambda m, b: {1: m(b[0])[0].sum(), 2: m(b[0])[1].sum()}}, TypeError, r"losses: expected tasks' names to be strings"),
+        ({"losses": lambda m, _: [m.seg(torch.ones(2, 8)).sum(), m.depth(torch.ones(2, 8)).sum()]}, ValueError, "two or more of the"),
         ({"shared": []}, ValueError, r"shared: expected parameters, found none"),
         ({"shared": 3}, TypeError, r"shared: expected a module or parameters, found int"),
         ({"shared": [torch.ones(1)]}, ValueError, r"shared: expected parameters to train, found 1 that are frozen"),
@@ -506,7 +514,7 @@ def test_wrappers_are_refused() -> None:
 
 
 def test_inference_mode_is_refused() -> None:
-    with torch.inference_mode(), pytest.raises(RuntimeError, match="outside torch.inference_mode"):
+    with torch.inference_mode(), pytest.raises(RuntimeError, match=r"outside torch\.inference_mode"):
         gs.diagnose(Net(), data(), two_losses)
 
 

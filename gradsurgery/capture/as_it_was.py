@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils._pytree import tree_leaves
 
 _CONTAINERS = (dict, OrderedDict, list, set)
@@ -39,7 +40,7 @@ def as_it_was(modules: Sequence[nn.Module], parameters: Iterable[Tensor], batch:
         back.callback(random.setstate, random.getstate())
         back.callback(np.random.set_state, np.random.get_state())
         tensors = tuple({id(tensor): tensor for tensor in (*leaves, *_tensors(every)) if not tensor.is_inference()}.values())
-        back.enter_context(torch.autograd._unsafe_preserve_version_counter(tensors))  # a graph that waits for its backward pass is good
+        back.enter_context(_unsafe_preserve_version_counter(tensors))  # for graphs that wait for their backward pass
         for tensor in tensors:
             back.callback(_put_back, tensor, tensor.detach().clone())
         for module in every:
