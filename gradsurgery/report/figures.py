@@ -15,12 +15,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradsurgery.report import layer_panels, panels, words
-from gradsurgery.report.axes import COLORS, STYLE, legend, short
+from gradsurgery.report.axes import STYLE, legend, short
 from gradsurgery.report.facts import Conflict, conflicts, start_and_end
 from gradsurgery.report.rules.by_layer import layer_conflicts
 from gradsurgery.report.run import Run
 
-__all__ = ["COLORS", "Picture", "conflict_figure", "losses_figure", "pictures", "write_png"]
+__all__ = ["Picture", "conflict_figure", "losses_figure", "pictures", "write_png"]
 
 WIDTH = 3.7  # inches: 8 pt are 10.5 px where the picture is 350 px wide
 DPI = 220  # twice the pixels that a card of 400 px has

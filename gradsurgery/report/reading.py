@@ -31,12 +31,10 @@ def reading(run: Run) -> str:
         ),
         "Standard error (±)": "Of a mean over steps, allowing for steps that resemble the ones before them.",
         "Length": (
-            f"Of a task's gradient as it arrives, loss weights included. From a factor of "
-            f"{LOPSIDED:.0f} on lengths are lopsided."
+            f"Of a task's gradient as it arrives, loss weights included. From a factor of {LOPSIDED:.0f} on lengths are lopsided."
         ),
         "Collapse": (
-            f"A gradient or weight below {percent(VANISHED)} of its start, or of the others', to the "
-            "end, which no loss explains."
+            f"A gradient or weight below {percent(VANISHED)} of its start, or of the others', to the end, which no loss explains."
         ),
         "Where it was measured": (
             f"{place}. Gradients at a representation are a proxy for those of the trunk's parameters; the two can disagree."

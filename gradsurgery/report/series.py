@@ -70,10 +70,11 @@ def levels(values: NDArray[np.float64]) -> list[tuple[int, int]]:
     A stretch is cut where its two sides' means differ most in units of their error, if by more than LEVELS. What counts as noise is
     what differs from one number to the next.
     """
+    if not len(values):
+        return []
     cuts = edges(len(values))
     sizes = np.diff(cuts)
-    sums = np.add.reduceat(values, cuts[:-1]) if len(values) else np.empty(0)
-    means = sums / sizes
+    means = np.add.reduceat(values, cuts[:-1]) / sizes
     noise = float(np.sqrt(np.mean(np.diff(means) ** 2) / 2)) if len(means) > 1 else 0.0
     found, pending = [], [(0, len(means))]
     while pending:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from gradsurgery.report.error import ReportError
@@ -10,6 +11,7 @@ from gradsurgery.report.rules import findings
 from gradsurgery.report.run import read_run
 
 PAGE = "index.html"
+PICTURES = r"losses|cosines|conflict-rate|lengths|weight|balance|variance|layers(-\d+)?"  # the names that figures.py gives
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
@@ -46,9 +48,16 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         for picture in drawn:
             _replace(folder / f"{picture.name}.png", picture.png)
         _replace(folder / PAGE, text.encode("utf-8", "replace"))
+        for stale in {folder / f"{name}.png" for name in names(folder)} - {folder / f"{picture.name}.png" for picture in drawn}:
+            stale.unlink()
     except OSError as error:
         raise ReportError(f"out {folder}: the report cannot be written there ({error.strerror}); name another folder.") from error
     return folder / PAGE
+
+
+def names(folder: Path) -> list[str]:
+    """The pictures of a report that are in a folder; others are not touched."""
+    return [file.stem for file in folder.glob("*.png") if re.fullmatch(PICTURES, file.stem)]
 
 
 def _replace(path: Path, content: bytes) -> None:
