@@ -1,7 +1,7 @@
 """Docstrings as the API pages take them: a Griffe extension (``extensions`` in mkdocs.yml).
 
-In the code docstrings are plain text: a block of code follows "::", a table has rules of "=", and a method's arguments are its options.
-Markdown has other words for the three.
+In the code docstrings are plain text: a block of code follows "::", a table has rules of "=", a method's arguments are its options, and
+arguments of one meaning share a line. Markdown and Griffe have other words for the four.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from griffe import Class, Extension, Function, Module
 
 LITERAL = re.compile(r"^(?P<indent> *)(?P<lead>.*?)::\n\n(?P<block>(?:(?P=indent) +.*\n|\n)+)", re.MULTILINE)
 TABLE = re.compile(r"^(?P<indent> *)(?P<rule>=+(?: +=+)+)\n(?P<head>.*)\n(?P=indent)(?P=rule)\n(?P<rows>(?:.*\n)+?)(?P=indent)(?P=rule)$", re.MULTILINE)
+
+
+SHARED = re.compile(r"^(?P<indent> +)(?P<names>[a-z_]+(?:, [a-z_]+)+): (?P<said>.*\n(?:(?P=indent) +.*\n)*)", re.MULTILINE)
+ARGUMENTS = re.compile(r"^(?P<indent> *)Args:\n(?:(?P=indent) +.*\n|\n)+", re.MULTILINE)
 
 
 def _code(found: re.Match[str]) -> str:
@@ -39,11 +43,15 @@ def _table(found: re.Match[str]) -> str:
     return textwrap.indent("\n".join(lines), found["indent"])
 
 
+def _each(found: re.Match[str]) -> str:
+    return "".join(f"{found['indent']}{name}: {found['said']}" for name in found["names"].split(", "))
+
+
 def in_markdown(text: str) -> str:
     """A docstring's text in Markdown."""
-    text = LITERAL.sub(_code, text + "\n").rstrip("\n")
-    text = TABLE.sub(_table, text)
-    return re.sub(r"^( *)Options:$", r"\1Args:", text, flags=re.MULTILINE)
+    text = TABLE.sub(_table, LITERAL.sub(_code, text.rstrip("\n") + "\n"))
+    text = re.sub(r"^( *)Options:$", r"\1Args:", text, flags=re.MULTILINE)
+    return ARGUMENTS.sub(lambda arguments: SHARED.sub(_each, arguments.group()), text).rstrip("\n")
 
 
 class InMarkdown(Extension):

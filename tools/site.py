@@ -25,7 +25,7 @@ SHOWN = "repository"
 """The site's folder of pages that show other files."""
 LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".cu": "cuda", ".cuh": "cuda", ".toml": "toml", ".sh": "bash", ".json": "json"}
 
-LINK = re.compile(r"(?<!`)(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
+LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}).*?^(?P=indent)(?P=ticks) *$", re.DOTALL | re.MULTILINE)
 log = logging.getLogger("mkdocs.hooks.site")
 
