@@ -1,7 +1,7 @@
 """Docstrings as the API pages take them: a Griffe extension (``extensions`` in mkdocs.yml).
 
-In the code docstrings are plain text: a block of code follows "::", a table has rules of "=", a method's arguments are its options, and
-arguments of one meaning share a line. Markdown and Griffe have other words for the four.
+In the code docstrings are plain text: a block of code follows "::", a table has rules of "=", a method's arguments are its options,
+and arguments of one meaning share a line. Markdown and Griffe have other words for the four.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Any
 from griffe import Class, Extension, Function, Module
 
 LITERAL = re.compile(r"^(?P<indent> *)(?P<lead>.*?)::\n\n(?P<block>(?:(?P=indent) +.*\n|\n)+)", re.MULTILINE)
-TABLE = re.compile(r"^(?P<indent> *)(?P<rule>=+(?: +=+)+)\n(?P<head>.*)\n(?P=indent)(?P=rule)\n(?P<rows>(?:.*\n)+?)(?P=indent)(?P=rule)$", re.MULTILINE)
+TABLE = re.compile(
+    r"^(?P<indent> *)(?P<rule>=+(?: +=+)+)\n(?P<head>.*)\n(?P=indent)(?P=rule)\n(?P<rows>(?:.*\n)+?)(?P=indent)(?P=rule)$",
+    re.MULTILINE,
+)
 
 
 SHARED = re.compile(r"^(?P<indent> +)(?P<names>[a-z_]+(?:, [a-z_]+)+): (?P<said>.*\n(?:(?P=indent) +.*\n)*)", re.MULTILINE)
@@ -27,11 +30,7 @@ def _code(found: re.Match[str]) -> str:
 
 
 def _cells(line: str, starts: list[int]) -> list[str]:
-    """A row cut where columns start, or, where a cell is longer than its column, at the blanks between."""
-    ends = [*starts[1:], None]
-    if any(start and line[start - 1 : start].strip() for start in starts):
-        return re.split(r"  +| (?=1 \|)", line.strip())
-    return [line[start:end].strip() for start, end in zip(starts, ends)]
+    return [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
 def _table(found: re.Match[str]) -> str:

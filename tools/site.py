@@ -1,13 +1,12 @@
 """The site's pages that are not files of docs/: MkDocs calls these functions (``hooks`` in mkdocs.yml).
 
-README.md is the home page and CONTRIBUTING.md a page, without a second copy of either. A link that leaves docs/ leads to a page that shows
-the file, so that it works on the site as it does in the repository. ``<!-- api: methods -->`` and ``<!-- api: balancers -->`` become
-the documentation of what is registered.
+README.md is the home page and CONTRIBUTING.md a page, without a second copy of either. A link that leaves docs/ leads to a page that
+shows the file, so that it works on the site as it does in the repository. ``<!-- api: methods -->`` and ``<!-- api: balancers -->``
+become the documentation of what is registered.
 """
 
 from __future__ import annotations
 
-import logging
 import posixpath
 import re
 from collections.abc import Callable
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,11 +22,19 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 """Markdown beside docs/ that is a page of the site."""
 SHOWN = "repository"
 """The site's folder of pages that show other files."""
-LANGUAGES = {".py": "python", ".h": "cpp", ".cpp": "cpp", ".cu": "cuda", ".cuh": "cuda", ".toml": "toml", ".sh": "bash", ".json": "json"}
+LANGUAGES = {
+    ".py": "python",
+    ".h": "cpp",
+    ".cpp": "cpp",
+    ".cu": "cuda",
+    ".cuh": "cuda",
+    ".toml": "toml",
+    ".sh": "bash",
+    ".json": "json",
+}
 
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}).*?^(?P=indent)(?P=ticks) *$", re.DOTALL | re.MULTILINE)
-log = logging.getLogger("mkdocs.hooks.site")
 
 
 def source_of(page: str) -> str:
@@ -101,9 +108,9 @@ def documented(table: str) -> str:
         cls = spec.cls
         if cls.__module__.split(".")[0] != "gradsurgery":
             continue  # of another package that is installed here
-        lines += [f"## `{name}` {{ #{name} }}", "", f"*{spec.paper}.*", "", f"::: {cls.__module__}.{cls.__qualname__}"]
-        lines += ["    options:", "      heading_level: 3", "      show_root_toc_entry: false"]
-        lines += ["      members: false" if table == "methods" else "      inherited_members: false", ""]
+        lines += [f"::: {cls.__module__}.{cls.__qualname__}", "    options:", f"      heading: {name}", f"      toc_label: {name}"]
+        lines += ["      show_symbol_type_heading: false", "      show_symbol_type_toc: false"]
+        lines += ["      members: false" if table == "methods" else "      inherited_members: false", "", f"*{spec.paper}.*", ""]
     return "\n".join(lines)
 
 
@@ -119,14 +126,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         wanted.update(targets(file.content_string, source_of(file.src_uri)))
     for file in sorted(wanted):
         if not file.startswith("docs/") and file not in PAGES and (ROOT / file).is_file():
-            files.append(File.generated(config, page_of(file), content=shown(file), inclusion=_not_in_nav()))
+            files.append(File.generated(config, page_of(file), content=shown(file), inclusion=InclusionLevel.NOT_IN_NAV))
     return files
-
-
-def _not_in_nav() -> Any:
-    from mkdocs.structure.files import InclusionLevel
-
-    return InclusionLevel.NOT_IN_NAV
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -106,5 +106,7 @@ def test_others_are_refused(command: str, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_pages_of_commands_are_found() -> None:
-    assert {"README.md", "CONTRIBUTING.md", "docs/distributed.md", "docs/results.md", "docs/trainers.md"} <= {page for page, _ in COMMANDS}
+    assert {"README.md", "CONTRIBUTING.md", "docs/distributed.md", "docs/results.md", "docs/trainers.md"} <= {
+        page for page, _ in COMMANDS
+    }
     assert Path(ROOT / "mkdocs.yml").is_file()

@@ -170,7 +170,7 @@ def test_a_link_to_nothing_is_a_warning(tmp_path: Path) -> None:
 
 def test_docstrings_in_markdown(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    text = '''Sums.
+    text = """Sums.
 
 Like so::
 
@@ -188,8 +188,10 @@ Options:
     c: one.
 
 Raises:
-    TypeError, ValueError: as for ``f``.'''
-    assert module("docstrings").in_markdown(text) == '''Sums.
+    TypeError, ValueError: as for ``f``."""
+    assert (
+        module("docstrings").in_markdown(text)
+        == """Sums.
 
 Like so:
 
@@ -209,4 +211,5 @@ Args:
     c: one.
 
 Raises:
-    TypeError, ValueError: as for ``f``.'''
+    TypeError, ValueError: as for ``f``."""
+    )
