@@ -1,8 +1,8 @@
 """The site's pages that are not files of docs/: MkDocs calls these functions (``hooks`` in mkdocs.yml).
 
-README.md is the home page and CONTRIBUTING.md a page, without a second copy of either. A link that leaves docs/ leads to a page that
-shows the file, so that it works on the site as it does in the repository. ``<!-- api: methods -->`` and ``<!-- api: balancers -->``
-become the documentation of what is registered.
+README.md is the home page and CONTRIBUTING.md a page, without a second copy of either. A link that leaves docs/ leads to a page
+that shows the file, so that it works on the site as it does in the repository. Where a page says ``<!-- api: methods -->`` or
+``<!-- api: balancers -->``, it gets the documentation of what is registered.
 """
 
 from __future__ import annotations
