@@ -1,6 +1,7 @@
 """The diffs in docs/loops.md and docs/migrating.md, made from pairs of files that the tests run.
 
-In tests/loops before.py is a loop without surgery, in tests/docs/migrating one with another library; after.py is the same with this one.
+In tests/loops before.py is a loop without surgery, in tests/docs/migrating one with other code for it; after.py is the same with
+this library.
 
 python tools/loops.py            rewrite the diffs
 python tools/loops.py --check    fail if they are out of date

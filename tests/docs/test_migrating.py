@@ -42,13 +42,11 @@ class Net(nn.Module):
 
 def loader(steps: int = 3) -> list[tuple[Tensor, dict[str, Tensor]]]:
     g = torch.Generator().manual_seed(1)
-    return [
-        (
-            torch.randn(7, 6, generator=g, dtype=torch.float64),
-            dict.fromkeys(LOSSES, 3 * torch.randn(7, 3, generator=g, dtype=torch.float64)),
-        )
-        for _ in range(steps)
-    ]
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    return [(draw(7, 6), dict.fromkeys(LOSSES, 3 * draw(7, 3))) for _ in range(steps)]
 
 
 def steps_of(train: Callable[..., None], net: nn.Module, *arguments: Any) -> list[Gradients]:
@@ -65,13 +63,10 @@ def with_heads(train: Callable[..., None]) -> list[Gradients]:
 def conflicts() -> bool:
     """Whether the first step's gradients of the trunk conflict, so that surgery is not the sum."""
     net, (x, targets) = Net(), loader()[0]
-    z = net.trunk(x)
-    rows = [
-        torch.cat(
-            [g.flatten() for g in torch.autograd.grad(LOSSES[t](h(z), targets[t]), list(net.trunk.parameters()), retain_graph=True)]
-        )
-        for t, h in net.heads.items()
-    ]
+    z, rows = net.trunk(x), []
+    for task, head in net.heads.items():
+        found = torch.autograd.grad(LOSSES[task](head(z), targets[task]), list(net.trunk.parameters()), retain_graph=True)
+        rows.append(torch.cat([g.flatten() for g in found]))
     return bool(rows[0] @ rows[1] < 0)
 
 
@@ -136,7 +131,7 @@ class Repository:
         for g in projected:
             for other in part[torch.tensor(random.sample(range(len(part)), len(part)))]:
                 if g @ other < 0:
-                    g -= g @ other / other.square().sum() * other
+                    g.sub_(g @ other / other.square().sum() * other)
         result = torch.where(shared, projected.mean(0), projected.sum(0) if self.literal else result)
         for p, piece in zip(own, result.split([p.numel() for p in own]), strict=True):
             p.grad = piece.view_as(p)
@@ -238,13 +233,13 @@ AGGREGATORS, SCALARIZERS = table("Aggregators"), table("Scalarizers")
 def relative_distances(theirs: str, ours: str, tasks: int) -> list[float]:
     import torchjd.aggregation
 
-    names = vars(torchjd.aggregation)
+    names = {**vars(torchjd.aggregation), "torch": torch}
     found = []
     for seed in range(40):
         torch.manual_seed(seed)
         G = torch.randn(tasks, 20, dtype=torch.float64) * torch.logspace(-0.5, 0.5, tasks, dtype=torch.float64)[:, None]
         torch.manual_seed(seed)  # of draws that both make from torch's generator
-        expected = eval(theirs, {**names, "torch": torch})(G)
+        expected = eval(theirs, dict(names))(G)
         actual = eval(f"gs.GradientAggregator({ours})", {"gs": gs, "torch": torch}).aggregate(G)
         found.append(float((actual - expected).norm() / expected.norm()))
     return found
