@@ -1,9 +1,8 @@
-"""docs/benchmarks.md: its rows are the committed ones, its picture is theirs, and its commands are taken."""
+"""docs/benchmarks.md: its rows are the committed ones, and its picture is theirs."""
 
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -44,10 +43,7 @@ def test_the_share_from_which_a_machine_is_called_busy() -> None:
     assert f"From {table.QUIET:.0%} on the table is headed *Preliminary*" in " ".join(PAGE.split())
 
 
-@pytest.mark.parametrize("command", re.findall(r"^python (benchmarks/\w+\.py)(.*)$", PAGE, re.MULTILINE))
-def test_commands_are_taken(command: tuple[str, str]) -> None:
-    script, options = command
-    told = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert all(option in told for option in re.findall(r"--\w+", options))
-    if "--only" in options:
-        assert set(re.findall(r"--only ((?:\w+ ?)+)", options)[0].split()) <= set(run.PARTS)
+def test_the_parts_that_a_command_names_are_there() -> None:
+    named = re.findall(r"--only ((?:\w+ )+)", PAGE)
+    assert named
+    assert all(set(parts.split()) <= set(run.PARTS) for parts in named)
