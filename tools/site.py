@@ -33,6 +33,8 @@ LANGUAGES = {
     ".json": "json",
 }
 
+PICTURES = {".png", ".svg"}
+
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}).*?^(?P=indent)(?P=ticks) *$", re.DOTALL | re.MULTILINE)
 
@@ -43,8 +45,10 @@ def source_of(page: str) -> str:
 
 
 def page_of(file: str) -> str:
-    """The page of the site that is made of a file of the repository; the inverse of ``source_of``."""
-    return file.removeprefix("docs/") if file.startswith("docs/") else PAGES.get(file) or f"{SHOWN}/{file}.md"
+    """Where on the site a file of the repository is; a picture lies there as it is, another file outside of docs/ on a page."""
+    if file.startswith("docs/"):
+        return file.removeprefix("docs/")
+    return PAGES.get(file) or f"{SHOWN}/{file}" + ("" if Path(file).suffix in PICTURES else ".md")
 
 
 def outside_fences(text: str, change: Callable[[str], str]) -> str:
@@ -126,7 +130,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         wanted.update(targets(file.content_string, source_of(file.src_uri)))
     for file in sorted(wanted):
         if not file.startswith("docs/") and file not in PAGES and (ROOT / file).is_file():
-            files.append(File.generated(config, page_of(file), content=shown(file), inclusion=InclusionLevel.NOT_IN_NAV))
+            page = page_of(file)
+            made = {"content": shown(file)} if page.endswith(".md") else {"abs_src_path": str(ROOT / file)}
+            files.append(File.generated(config, page, inclusion=InclusionLevel.NOT_IN_NAV, **made))
     return files
 
 
