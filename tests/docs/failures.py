@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -240,6 +241,13 @@ def scaler_after_detach() -> None:
     for loss in net.losses(surgery.detach(z)).values():
         loss.backward()
     surgery.backward(scaler=torch.amp.GradScaler("cpu"))
+
+
+@failure
+def every_in_a_graph() -> None:
+    surgery = gs.GradientAggregator("pcgrad", every=10)
+    with mock.patch("torch.cuda.is_current_stream_capturing", return_value=True):  # which needs no GPU to be asked
+        surgery._reuse.take(("gradients", (True, True), ()), torch.device("cuda"))
 
 
 # --- several processes ------------------------------------------------------------------------------------------------------

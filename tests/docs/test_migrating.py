@@ -102,6 +102,16 @@ def test_by_hand() -> None:
     assert_same(with_heads(after), with_heads(before))
 
 
+def test_by_hand_in_an_order_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    G = torch.randn(5, 9, dtype=torch.float64)
+    project = importlib.import_module("docs.migrating.by_hand.before").project
+    drawn = project(list(G))
+    monkeypatch.setattr(torch, "randperm", torch.arange)
+    expected = project(list(G))
+    assert not torch.allclose(drawn, expected), "the order matters"
+    torch.testing.assert_close(gs.aggregate(G, "pcgrad", order="ascending"), expected)
+
+
 class Repository:
     """What the PCGrad repository's class does, in a few lines of our own: flat vectors of all the optimizer's parameters.
 
