@@ -17,7 +17,7 @@ CSS = """
 *, *::before, *::after { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body {
-  margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
+  margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
   font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif;
   font-variant-numeric: tabular-nums;
 }
@@ -69,7 +69,7 @@ details { margin-top: .375rem; font-size: .875rem; }
 summary { color: var(--soft); cursor: pointer; width: fit-content; padding: .1875rem 0; }
 summary:hover { color: var(--ink); }
 .evidence {
-  display: grid; grid-template-columns: minmax(8rem, auto) minmax(0, 1fr); gap: .125rem 1.25rem;
+  display: grid; grid-template-columns: fit-content(16rem) minmax(0, 1fr); gap: .125rem 1.25rem;
   margin: .375rem 0 .25rem; width: fit-content;
 }
 .evidence dt { color: var(--soft); }
