@@ -72,10 +72,9 @@ def diagnose(model: nn.Module, batch: Any, losses: Callable[[Any, Any], TaskLoss
     whole = torch.zeros(len(layers), T, T, dtype=torch.float64)
     whole[:, places[:, None], places] = grams
     here = tuple(name in values for name in names)
-    found = [float(values[name]) if name in values else float("nan") for name in names]
+    told = tuple(float(values[name]) if name in values else None for name in names)
     ranks = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if several_processes() else None
-    statistics = Statistics(0, tuple(names), here, whole, None, groups=layers)
-    return Diagnosis(statistics, torch.tensor(found, dtype=torch.float64), ranks)
+    return Diagnosis(Statistics(0, tuple(names), here, whole, None, groups=layers, _losses=told), ranks)
 
 
 def _check(model: nn.Module, losses: object) -> None:

@@ -9,7 +9,6 @@ from functools import cached_property
 from itertools import combinations
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from gradsurgery.monitor import Statistics
@@ -48,16 +47,14 @@ class LayerConflict(NamedTuple):
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What ``diagnose`` found on one batch; ``print`` shows it as a table with a suggestion.
+    """What ``diagnose`` found on one batch; ``print`` shows it as tables with a suggestion.
 
     Attributes:
-        statistics: K of each layer, and what follows from it.
-        losses: of the tasks; NaN for absent ones. [T] float64
+        statistics: K of each layer, the losses, and what follows from them.
         ranks: this process's number and how many there are, where there are several: the batch is this one's alone.
     """
 
     statistics: Statistics
-    losses: Tensor
     ranks: tuple[int, int] | None = None
 
     @property
@@ -69,6 +66,11 @@ class Diagnosis:
     def present(self) -> tuple[bool, ...]:
         """Which tasks had a loss in this batch. [T]"""
         return self.statistics.present
+
+    @property
+    def losses(self) -> Tensor:
+        """The sum of each task's losses; NaN for an absent one. [T] float64"""
+        return self.statistics.losses
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -90,19 +92,15 @@ class Diagnosis:
         """cos(g_i, g_j); NaN where a gradient is zero or absent. [T, T]"""
         return self.statistics.cosines
 
-    @cached_property
+    @property
     def layer_norms(self) -> Tensor:
         """|g_t| in each layer. [G, T]"""
-        return torch.stack([layer.norms for layer in self._of_layers])
+        return self.statistics.group_norms
 
-    @cached_property
+    @property
     def layer_cosines(self) -> Tensor:
         """cos(g_i, g_j) in each layer; NaN where a gradient is zero there, or absent. [G, T, T]"""
-        return torch.stack([layer.cosines for layer in self._of_layers])
-
-    @cached_property
-    def _of_layers(self) -> list[Statistics]:
-        return [Statistics(0, self.tasks, self.present, K, None) for K in self.statistics.group_grams]
+        return self.statistics.group_cosines
 
     @cached_property
     def conflicts(self) -> list[Conflict]:
@@ -151,11 +149,15 @@ class Diagnosis:
                 f"The gradient of {words.listed(silent)} is zero at the shared parameters on this batch: either the loss does not "
                 "depend on them, or it is at its best."
             )
-        said += [*self._directions(), *self._lengths({task: norm for task, norm in norms.items() if norm > 0})]
+        said += self._directions()
+        uneven = self._lengths({task: norm for task, norm in norms.items() if norm > 0})
+        said += uneven
         said.append(
-            "One batch shows a tendency: cosines scatter from batch to batch, and move in training. Before choosing a method, "
-            f"watch {ENOUGH} steps or more with gradsurgery.Monitor. {FIRST}"
+            f"One batch shows a tendency: cosines scatter from batch to batch, and move in training; gradsurgery.Monitor watches "
+            f"them, and {ENOUGH} steps are the least that tells more."
         )
+        if uneven or any(pair.cosine <= MODERATE for pair in self._pairs):
+            said.append(FIRST)
         return " ".join(said)
 
     def _directions(self) -> list[str]:
