@@ -1,7 +1,7 @@
-"""Writes the tables of committed results into a Markdown file: ``python benchmarks/table.py [README.md] [--check]``.
+"""Writes the tables of committed results into Markdown files: ``python benchmarks/table.py [FILE ...] [--check]``.
 
-They stand between ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``; with --check nothing is written, and the exit status
-tells whether the file is up to date.
+Without a file, README.md and docs/benchmarks.md. They stand between ``<!-- benchmark:begin -->`` and ``<!-- benchmark:end -->``.
+With --check nothing is written, and the exit status tells whether the files are current.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from providers.compiled import compiled_providers
 from results import FOLDER, Results, Row, latest
 
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+FILES = [Path(__file__).resolve().parents[1] / name for name in ("README.md", "docs/benchmarks.md")]
 OURS = "gradsurgery"
 QUIET = 0.05  # of the CPUs' time; beyond, the table says that the machine was busy
 
@@ -332,22 +333,25 @@ def insert(text: str, section: str, name: str) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("file", type=Path, nargs="?", default=Path(__file__).resolve().parents[1] / "README.md")
+    parser.add_argument("files", type=Path, nargs="*", default=FILES)
     parser.add_argument("--results", type=Path, default=FOLDER, help="folder of results")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the file is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a file is not up to date")
     a = parser.parse_args(arguments)
     try:
-        before = a.file.read_text()
-        after = insert(before, "\n".join(render(results) for results in latest(a.results)), str(a.file))
+        section = "\n".join(render(results) for results in latest(a.results))
+        texts = {file: file.read_text() for file in a.files}
+        renewed = {file: insert(text, section, str(file)) for file, text in texts.items()}
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    if not a.check:
-        a.file.write_text(after)
-    elif after != before:
-        print(f"{a.file}: the benchmark tables are not those of {a.results}; run python benchmarks/table.py.", file=sys.stderr)
-        return 1
-    return 0
+    status = 0
+    for file, text in renewed.items():
+        if not a.check:
+            file.write_text(text)
+        elif text != texts[file]:
+            print(f"{file}: the benchmark tables are not those of {a.results}; run python benchmarks/table.py.", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md: what it says of a new method works, block by block, in a copy of the package."""
+"""CONTRIBUTING.md, and docs/custom_methods.md: what they say of a new method works, block by block, in a copy of the package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from methods.test_properties import PROOFS, Run
 import gradsurgery as gs
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+TEXTS = [(ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/custom_methods.md")]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Block:
 
 def blocks() -> list[Block]:
     found = []
-    for section in re.split(r"^#{2,3} ", TEXT, flags=re.MULTILINE)[1:]:
+    for section in [part for text in TEXTS for part in re.split(r"^#{2,3} ", text, flags=re.MULTILINE)[1:]]:
         title = section.splitlines()[0]
         for file, language, text in re.findall(r"(?:^`([^`\n]+)`\n\n)?^```(\w+)\n(.*?)^```", section, re.DOTALL | re.MULTILINE):
             found.append(Block(title, file, language, text))
@@ -46,7 +46,7 @@ def blocks() -> list[Block]:
 
 
 BLOCKS = blocks()
-METHOD, SOLVER, PACKAGE = "In Python", "As a compiled solver", "In a package of your own"
+METHOD, SOLVER, PACKAGE = "In Python", "As a compiled solver", "In a package"
 
 
 def of(section: str) -> list[Block]:
@@ -104,7 +104,7 @@ def run(tree: Path, script: str) -> str:
 def test_the_walk_has_its_blocks() -> None:
     assert [block.language for block in of(METHOD)] == ["python", "diff", "python"]
     assert [block.language for block in of(SOLVER)] == ["cpp", "diff", "python", "diff", "diff"]
-    assert [block.language for block in of(PACKAGE)] == ["toml", "python"]
+    assert [block.language for block in of(PACKAGE)] == ["toml", "python", "python"]
 
 
 def proof_of(declared: str) -> Callable[[st.DataObject], None]:
@@ -200,7 +200,7 @@ print(*w.tolist())
 
 
 def test_a_package_of_ones_own_is_found(tmp_path: Path) -> None:
-    toml, module = of(PACKAGE)
+    toml, module, _ = of(PACKAGE)
     group, name, value = re.fullmatch(r'\[project\.entry-points\."([\w.]+)"\]\n(\w+) = "([\w.]+)"\n', toml.text).groups()  # type: ignore[union-attr]
     assert module.file == value.replace(".", "/") + ".py"
     info = tmp_path / "my_surgery-0.1.dist-info"

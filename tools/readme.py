@@ -1,4 +1,4 @@
-"""What in the README is made from the code: the tables of methods and balancers, and the commands that CI runs.
+"""What in the README and in docs/choosing.md is made from the code: tables of methods and balancers; and the commands that CI runs.
 
 python tools/readme.py            rewrite the tables
 python tools/readme.py --check    fail if they are out of date
@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+README, CHOOSING = ROOT / "README.md", ROOT / "docs" / "choosing.md"
 
 
 def command(name: str) -> str:
@@ -89,10 +90,48 @@ def property_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_tables(text: str) -> str:
-    """The README with its tables renewed."""
-    tables = {"methods": method_table(), "properties": property_table(), "balancers": balancer_table()}
-    for name, table in tables.items():
+COLUMNS = {  # of docs/choosing.md
+    "non_conflicting": "no task gets worse",
+    "direction_invariant_to_row_scaling": "lengths do not matter",
+    "sum_without_conflict": "the sum without conflict",
+    "mean_without_conflict": "the mean without conflict",
+    "weights_nonnegative": "no negative weight",
+    "zero_row_neutral": "a zero gradient is ignored",
+    "permutation_equivariant": "order does not matter",
+}
+COSTS = {
+    "gram": "two reads",
+    "scalarization": "two reads",
+    "cross": "two reads, and a second batch",
+    "buffered": "two reads or three, and a buffer a task",
+    "coordinatewise": "one read",
+}
+
+
+def guarantee_table() -> str:
+    """A row for every registered method, with a mark for every property it declares."""
+    import gradsurgery
+
+    lines = [_row("method", *COLUMNS.values(), "degree", "cost"), _row(*["---"] * (len(COLUMNS) + 3))]
+    for family, cost in COSTS.items():
+        for spec in gradsurgery.methods().values():
+            if spec.family == family:
+                marks = ["✓" if name in spec.properties else "" for name in COLUMNS]
+                degree = "–" if spec.degree is None else f"{spec.degree:g}"
+                lines.append(_row(f"`{spec.name}`", *marks, degree, cost))
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"methods": method_table, "properties": property_table, "balancers": balancer_table},
+    CHOOSING: {"guarantees": guarantee_table},
+}
+
+
+def with_tables(text: str, page: Path = README) -> str:
+    """A page with its tables renewed."""
+    for name, made in PAGES[page].items():
+        table = made()
         begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->\n"
         head, rest = text.split(begin)
         _, tail = rest.split(end)
@@ -109,14 +148,16 @@ def main() -> int:
     if arguments.command:
         print(command(arguments.command))
         return 0
-    text = README.read_text()
-    renewed = with_tables(text)
-    if arguments.check:
-        if renewed != text:
-            print("README.md: a table is out of date; run python tools/readme.py", file=sys.stderr)
-        return int(renewed != text)
-    README.write_text(renewed)
-    return 0
+    status = 0
+    for page in PAGES:
+        text = page.read_text()
+        renewed = with_tables(text, page)
+        if not arguments.check:
+            page.write_text(renewed)
+        elif renewed != text:
+            print(f"{page.relative_to(ROOT)}: a table is out of date; run python tools/readme.py", file=sys.stderr)
+            status = 1
+    return status
 
 
 if __name__ == "__main__":

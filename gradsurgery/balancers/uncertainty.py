@@ -25,13 +25,13 @@ Kind = Literal["regression", "classification"]
 class UncertaintyWeighting(Balancer):
     """sum_t f_t exp(-s_t) L_t + R(s_t), with learned log-variances s_t = log sigma_t^2.
 
-    ========== =========================== ================= ==========================================
-    form       f (regression | class.)     R(s)              source
-    ========== =========================== ================= ==========================================
-    kendall    1/2 | 1                     s/2               Kendall et al. 2018 (arXiv:1705.07115)
-    exponential 1 | 1                      s                 the same with s for both, as widely coded
-    liebel     1/2 | 1                     log(1 + sigma^2)  Liebel and Körner 2018 (arXiv:1805.06334)
-    ========== =========================== ================= ==========================================
+    =========== =========================== ================= ==========================================
+    form        f (regression | class.)     R(s)              source
+    =========== =========================== ================= ==========================================
+    kendall     1/2 | 1                     s/2               Kendall et al. 2018 (arXiv:1705.07115)
+    exponential 1 | 1                       s                 the same with s for both, as widely coded
+    liebel      1/2 | 1                     log(1 + sigma^2)  Liebel and Körner 2018 (arXiv:1805.06334)
+    =========== =========================== ================= ==========================================
 
     The optimum of the first two is sigma^2 = L (kendall, regression); Liebel's regulariser is never negative, so the loss is not,
     and its optimum is sigma^2 = (L + sqrt(L^2 + 8 L)) / 4, which is not the noise's variance.

@@ -47,7 +47,8 @@ class SurgeryTrainerMixin(_Trainer):  # type: ignore[misc]
     have the labels it knows of.
 
     Args:
-        args, kwargs: the Trainer's.
+        *args: the Trainer's.
+        **kwargs: the Trainer's.
         surgery: the aggregator.
         shared: as for ``surgery.backward``: a module, parameters, or None for what two or more tasks reach.
 

@@ -1,0 +1,215 @@
+"""The site: it builds without a warning, has a page for everything registered, and asks for nothing from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import logging
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from snippets import ROOT
+
+import gradsurgery as gs
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None,
+    reason='there is no mkdocs: pip install -e ".[docs]"',
+)
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built as the README says."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    return folder
+
+
+class Page(HTMLParser):
+    """What a page loads, where it links to, and which anchors it has."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.anchors: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value for name, value in attrs if value}
+        if "id" in values:
+            self.anchors.add(values["id"])
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "link" and values.get("rel") not in {"canonical", "prev", "next"} and "href" in values:
+            self.loads.append(values["href"])
+        elif "src" in values:
+            self.loads.append(values["src"])
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        for target in Page(path).loads:
+            if path.name == "404.html":  # its addresses begin at the server's root
+                assert target.startswith("/"), target
+            else:
+                assert not re.match(r"\w+:|//", target), f"{path.name}: {target}"
+                assert (path.parent / target.partition("?")[0]).is_file(), f"{path.name}: {target}"
+
+
+def test_links_lead_somewhere(site: Path) -> None:
+    """MkDocs looks at the links of Markdown; here are those that templates and docstrings made, too."""
+    pages = {path.resolve(): Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    for path, page in pages.items():
+        for link in page.links:
+            if re.match(r"\w+:", link):
+                continue
+            target, _, anchor = link.partition("#")
+            there = (path.parent / target).resolve() if target else path
+            assert there.is_file(), f"{path.relative_to(site)}: {link}"
+            if anchor and there in pages:
+                assert anchor in pages[there].anchors or anchor.startswith("__"), f"{path.relative_to(site)}: {link}"
+
+
+def test_no_address_is_made_up(site: Path) -> None:
+    """The repository has no known public one."""
+    for path in site.rglob("*.html"):
+        assert not [link for link in Page(path).links if re.match(r"https?://.*gradsurgery", link)], path.name
+
+
+def words_of(path: Path) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("table", ["methods", "balancers"])
+def test_everything_registered_is_documented(site: Path, table: str) -> None:
+    page, words = Page(site / "api" / f"{table}.html"), words_of(site / "api" / f"{table}.html")
+    for name, spec in getattr(gs, table)().items():
+        assert f"{spec.cls.__module__}.{spec.cls.__qualname__}" in page.anchors, name
+        assert spec.paper in words, name
+        assert all(option in words for option in spec.options), name
+
+
+def test_every_public_name_is_documented(site: Path) -> None:
+    anchors: set[str] = set()
+    for path in (site / "api").glob("*.html"):
+        anchors |= {anchor.rpartition(".")[2] for anchor in Page(path).anchors}
+    assert [name for name in gs.__all__ if name not in anchors] == []
+
+
+def test_nothing_private_is_documented(site: Path) -> None:
+    for path in (site / "api").glob("*.html"):
+        assert not [anchor for anchor in Page(path).anchors if "._" in anchor and "__" not in anchor], path.name
+
+
+def test_docstrings_leave_no_other_markup(site: Path) -> None:
+    for path in (site / "api").glob("*.html"):
+        words = words_of(path)
+        assert "::\n" not in words, path.name
+        assert "====" not in words, path.name
+        assert "Options:" not in words, path.name
+
+
+# --- the hooks and the extension by themselves ------------------------------------------------------------------------------------
+
+
+def module(name: str):  # type: ignore[no-untyped-def]  # types.ModuleType, whose attributes nobody declares
+    spec = importlib.util.spec_from_file_location(f"site_{name}", ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "link", "expected"),
+    [
+        ("README.md", "docs/amp.md#x", "amp.md#x"),
+        ("README.md", "CONTRIBUTING.md#a-new-method", "contributing.md#a-new-method"),
+        ("docs/amp.md", "../README.md#methods", "index.md#methods"),
+        ("docs/amp.md", "loops.md", "loops.md"),
+        ("docs/api/index.md", "../../README.md", "../index.md"),
+        ("docs/api/index.md", "../amp.md", "../amp.md"),
+        ("docs/distributed.md", "../examples/many_gpus.py", "repository/examples/many_gpus.py.md"),
+        ("docs/amp.md", "https://arxiv.org/abs/1", "https://arxiv.org/abs/1"),
+        ("docs/amp.md", "../examples/gone.py", "../examples/gone.py"),
+    ],
+)
+def test_links_of_the_repository_become_the_sites(source: str, link: str, expected: str) -> None:
+    text = f"[`a`]({link}) and\n\n```text\n[b]({link})\n```\n"
+    assert module("site").for_the_site(text, source) == f"[`a`]({expected}) and\n\n```text\n[b]({link})\n```\n"
+
+
+def test_a_link_to_nothing_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("[gone](../examples/gone.py) and [here](#nowhere)\n")
+    settings = "site_name: x\nvalidation: {links: {not_found: warn, anchors: warn}}\n"
+    (tmp_path / "mkdocs.yml").write_text(settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert done.stderr.count("WARNING") == 2, done.stderr
+
+
+def test_docstrings_in_markdown(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    text = """Sums.
+
+Like so::
+
+    a = [1]
+
+=== ======
+f   R | S
+=== ======
+uw  1 | 2
+=== ======
+
+Options:
+    a, b: numbers,
+        both.
+    c: one.
+
+Raises:
+    TypeError, ValueError: as for ``f``."""
+    assert (
+        module("docstrings").in_markdown(text)
+        == """Sums.
+
+Like so:
+
+```python
+a = [1]
+```
+
+| f | R \\| S |
+| --- | --- |
+| uw | 1 \\| 2 |
+
+Args:
+    a: numbers,
+        both.
+    b: numbers,
+        both.
+    c: one.
+
+Raises:
+    TypeError, ValueError: as for ``f``."""
+    )
