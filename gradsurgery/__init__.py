@@ -23,6 +23,8 @@ from gradsurgery.balancers import (
 from gradsurgery.functional import aggregate, combine, gram, weights
 from gradsurgery.integrations.optimizer import PCGrad, SurgeryOptimizer
 from gradsurgery.methods import methods
+from gradsurgery.monitor.monitor import Monitor
+from gradsurgery.monitor.sinks import TensorBoardSink
 from gradsurgery.ops import build_info
 
 __all__ = [
@@ -33,11 +35,13 @@ __all__ = [
     "GradNorm",
     "GradientAggregator",
     "IMTLLoss",
+    "Monitor",
     "PCGrad",
     "RandomLossWeighting",
     "SmoothTchebycheff",
     "SoftmaxUncertainty",
     "SurgeryOptimizer",
+    "TensorBoardSink",
     "UncertaintyWeighting",
     "aggregate",
     "balancers",

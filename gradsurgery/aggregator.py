@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -363,7 +362,7 @@ class GradientAggregator(ParameterSpace):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or a pickle, has the state but neither listeners nor a step that is under way."""
-        fresh: dict[str, Any] = {"_step_hooks": OrderedDict(), "_detached": None, "_collected": None, "_losses": {}}
+        fresh: dict[str, Any] = {"_history": self._history.alone(), "_detached": None, "_collected": None, "_losses": {}}
         fresh |= {"_spare": Spare(), "_domain": None}
         return {**self.__dict__, **fresh}
 

@@ -299,7 +299,7 @@ class ParameterSpace(Surgery):
             check_shared([], batch.shared, 1)
         self._spare.clear()
         torch.autograd.backward(losses, batch.seeds(losses), retain_graph=retain_graph)
-        self._plain_step(batch.names[0], losses[0].device)
+        self._plain_step(batch.names[0], losses[0].device, self._losses or batch.values)
 
     def _gathered(self, batch: Batch, retain_graph: bool, passes: str) -> Collected:
         """What was collected, and every task's gradients of one more batch."""
@@ -336,7 +336,7 @@ class ParameterSpace(Surgery):
             check_shared(shared, collected.shared, len(names))
         operate = shared if len(names) > 1 else []
         if len(names) == 1:
-            self._plain_step(names[0], next(iter(collected.leaves.values())).device)
+            self._plain_step(names[0], next(iter(collected.leaves.values())).device, self._losses or collected.losses)
         self._check_names(operate)
         columns = [Column.of(p.tensor, collected.rows[id(p.tensor)], names) for p in operate]
         held = [p.tensor.grad for p in operate]
@@ -408,6 +408,7 @@ class ParameterSpace(Surgery):
             return None
         if self._collected is not None or passes != "sequential":
             return None
+        self._losses = self._losses or {**batch.values}
         known = self._names.known
         return self._kept(known, [name in batch.names for name in known], batch.device)
 
@@ -475,7 +476,7 @@ class ParameterSpace(Surgery):
             paths = [domain.shared[p].name for p in operate]
             targets = [part for part, here in zip(reduction.targets(), anywhere, strict=False) if here]
             if len(known) == 1:
-                self._plain_step(known[0], targets[0].device)
+                self._plain_step(known[0], targets[0].device, self._losses)
             else:
                 given = TaskGradients([entries[t * P + p] for t in range(len(known)) for p in operate], len(known))
                 self._surgery(given, known, lambda: paths, targets, None, False, scale, "parameters", reduction.here)
@@ -502,7 +503,7 @@ class ParameterSpace(Surgery):
         check_step(batch, self._names.known, self._together)
         if len(batch.names) == 1:
             torch.autograd.backward(batch.losses[0], batch.seeds(batch.losses[0]), retain_graph=retain_graph)
-            self._plain_step(batch.names[0], batch.losses[0][0].device)
+            self._plain_step(batch.names[0], batch.losses[0][0].device, self._losses or batch.values)
             return
         self._losses = self._losses or {**batch.values}
         with put_aside(batch.shared or []):
@@ -522,6 +523,7 @@ class ParameterSpace(Surgery):
         device = next(iter(shared.values())).device
         if memory == "low":
             self._spare.clear()
+        self._losses = self._losses or {**batch.values}
         with self._undone_on_error():
             weights = self._kept(batch.names, present, device)
             if weights is not None:
@@ -549,7 +551,6 @@ class ParameterSpace(Surgery):
             K = gram_of(measured, plan.rows, len(batch.names))
         else:
             K = plan.gram_without_rows() if memory == "low" else plan.gram(self._spare)
-        self._losses = self._losses or {**batch.values}
         return self._decide(K if batch.scale is None else K / safe(batch.scale) ** 2, batch.names, present)
 
     def _check_one_pass(self, on: list[Parameter] | None, memory: str, passes: str) -> None:

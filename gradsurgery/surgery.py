@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -26,10 +25,10 @@ from gradsurgery.methods import Method, Solution, Step
 from gradsurgery.methods.by_sample import check_by_sample
 from gradsurgery.methods.registry import WEIGHTED, required_losses
 from gradsurgery.monitor import Statistics
+from gradsurgery.monitor.history import History, StatisticsHook, StepHook
 from gradsurgery.options import check_integer
 from gradsurgery.reuse import Reuse, Served
 
-StepHook = Callable[[Statistics, Tensor], None]
 L = TypeVar("L", bound=Mapping[str, Tensor] | Sequence[Tensor | None])
 
 
@@ -78,8 +77,7 @@ class Surgery(MethodMemory):
         self._reuse = Reuse(every)
         self._ranks = ranks
         self._together = ranks if sync == "global" else None
-        self._history: deque[Statistics] = deque(maxlen=history)
-        self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
+        self._history = History(history)
         self._losses: dict[str, Tensor | float] = {}
         self._joining = False  # ranks may have left their loops, and shadow steps of the representation alone
         self._takes_part = False  # whether a loss is propagated that should reach no task's features
@@ -147,9 +145,9 @@ class Surgery(MethodMemory):
             solution = Solution(None, kept)
             present = serve[1]
         if kept is None and here is not None and solution.gram is None:  # one task alone, on any rank
-            self._plain_step(self._names.known[present.index(True)], grads.device)
+            self._plain_step(self._names.known[present.index(True)], grads.device, told)
         else:
-            self._record(solution, present, serve, renewed=kept is None)
+            self._record(solution, present, serve, told, renewed=kept is None)
         for p, tensor in zip(reached, out, strict=True):
             if targets is not None or given.shape(p) is not None:
                 result[p] = tensor
@@ -211,7 +209,7 @@ class Surgery(MethodMemory):
         like = TaskGradients([K], len(places), stacked=True)
         step = Step(self._state(like, [], ()), here, self._checked_losses(told, here, K.device))
         solution = self.method.solve(K, step)
-        self._record(solution, here, ("parameters", here, ()), renewed=True)
+        self._record(solution, here, ("parameters", here, ()), told, renewed=True)
         return self._of(solution, names)
 
     def _solve_together(
@@ -255,13 +253,13 @@ class Surgery(MethodMemory):
         self._losses = {}
         T, groups = len(self._names), tuple[str, ...]()
         if self._group_by is not None:
-            if not self._history:
+            if self._history.last is None:
                 raise RuntimeError("take_part: expected an earlier step of this rank, which tells the groups, found none.")
-            groups = self._history[-1].groups
+            groups = self._history.last.groups
         here, serve = (False,) * T, ("features", (True,) * T, groups)
         kept = self._reuse.take(serve, device)
         if kept is not None:
-            self._record(Solution(None, kept), serve[1], serve, renewed=False)
+            self._record(Solution(None, kept), serve[1], serve, {}, renewed=False)
             return lambda: None
         assert self._together is not None
         zeros = torch.zeros(*((len(groups),) if groups else ()), T, T, dtype=torch.float64, device=device)
@@ -272,7 +270,7 @@ class Surgery(MethodMemory):
         @torch.no_grad()
         def finish() -> None:
             solution, present = self._decided(answer(), step, None)
-            self._record(solution, present, serve, renewed=True)
+            self._record(solution, present, serve, {}, renewed=True)
 
         return finish
 
@@ -288,9 +286,9 @@ class Surgery(MethodMemory):
         kept = self._reuse.take(serve, device)
         if kept is None:
             return None
-        self._losses = {}
+        told, self._losses = self._losses, {}
         solution = Solution(None, kept)
-        self._record(solution, serve[1], serve, renewed=False)
+        self._record(solution, serve[1], serve, told, renewed=False)
         return self._of(solution, names)
 
     @contextmanager
@@ -298,29 +296,28 @@ class Surgery(MethodMemory):
         """Takes a step back that was decided, but fails before it is done: the method's memory, the count, the weights kept."""
         memory = {name: buffer.clone() for name, buffer in self.named_buffers(recurse=False)}
         tasks, groups, positions = self._state_tasks, self._state_groups, self._positions
-        count, reuse, length = self._step, self._reuse.state(), len(self._history)
-        try:
-            yield
-        except BaseException:
-            for name in list(self._buffers):
-                if name in memory:
-                    self._buffers[name] = memory[name]
-                else:
-                    del self._buffers[name]
-            self._state_tasks, self._state_groups, self._positions = tasks, groups, positions
-            self._reuse.restore(reuse)
-            if self._step > count and len(self._history) >= length:
-                self._history.pop()
-            self._step = count
-            raise
+        count, reuse = self._step, self._reuse.state()
+        with self._history.held():
+            try:
+                yield
+            except BaseException:
+                for name in list(self._buffers):
+                    if name in memory:
+                        self._buffers[name] = memory[name]
+                    else:
+                        del self._buffers[name]
+                self._state_tasks, self._state_groups, self._positions = tasks, groups, positions
+                self._reuse.restore(reuse)
+                self._step = count
+                raise
 
-    def _plain_step(self, name: str, device: torch.device) -> None:
+    def _plain_step(self, name: str, device: torch.device, told: Mapping[str, Tensor | float]) -> None:
         """Records a step with one task, which takes its gradient as it is; no K is computed."""
+        self._losses = {}
         weights = torch.zeros(len(self._names), dtype=torch.float64, device=device)
         weights[self._names.index(name)] = 1.0
         present = tuple(task == name for task in self._names.known)
-        self._history.append(Statistics(self._step, tuple(self._names.known), present, None, weights))
-        self._step += 1
+        self._add(Solution(None, weights), present, (), told)
 
     def _of(self, solution: Solution, names: Sequence[str]) -> Tensor:
         assert solution.weights is not None
@@ -350,16 +347,28 @@ class Surgery(MethodMemory):
         groups, names = group_labels(paths(), self._group_by)
         return groups, tuple(names)
 
-    def _record(self, solution: Solution, present: tuple[bool, ...], serve: Served, *, renewed: bool) -> None:
-        tasks, groups = tuple(self._names.known), serve[2]
-        step = Statistics(self._step, tasks, present, solution.gram, solution.weights, solution.status, groups, solution.combined)
-        self._history.append(step)
-        self._step += 1
+    def _record(
+        self,
+        solution: Solution,
+        present: tuple[bool, ...],
+        serve: Served,
+        told: Mapping[str, Tensor | float],
+        *,
+        renewed: bool,
+    ) -> None:
         if renewed and solution.weights is not None:
             self._reuse.renew(solution.weights, serve)
-        for hook in list(self._step_hooks.values()):
-            assert solution.gram is not None  # or there would be no hook
-            hook(step, solution.gram if solution.gram.dim() == 2 else solution.gram.sum(0))
+        self._add(solution, present, serve[2], told)
+
+    def _add(
+        self, solution: Solution, present: tuple[bool, ...], groups: tuple[str, ...], told: Mapping[str, Tensor | float]
+    ) -> None:
+        """Counts a step, and says what it came to."""
+        tasks = tuple(self._names.known)
+        losses = tuple(told.get(task) for task in tasks)
+        K, w, status, combined = solution
+        step, self._step = Statistics(self._step, tasks, present, K, w, status, groups, combined, losses), self._step + 1
+        self._history.add(step, K)
 
     def register_step_hook(self, hook: StepHook) -> RemovableHandle:
         """Calls ``hook(statistics, gram)`` after every step of surgery, with K still on its device; GradNorm listens here.
@@ -378,9 +387,16 @@ class Surgery(MethodMemory):
                 f"register_step_hook: {name!r} treats every coordinate by itself and computes no K to listen to. Ask for it: "
                 f"GradientAggregator({name!r}, diagnostics=True), at the cost of a second read of the gradients."
             )
-        handle = RemovableHandle(self._step_hooks)
-        self._step_hooks[handle.id] = hook
-        return handle
+        return self._history.register_step_hook(hook)
+
+    def register_statistics_hook(self, hook: StatisticsHook) -> RemovableHandle:
+        """Calls ``hook(statistics)`` after every step, whatever the method and the tasks; ``Monitor`` listens here.
+
+        After the backward pass's surgery, on the thread that autograd runs it in. A step that fails before it is done is not told.
+        Nothing has been brought to the host; who reads the statistics there waits for the device. Copies and pickles of the
+        aggregator do not call it.
+        """
+        return self._history.register_statistics_hook(hook)
 
     # --- what happened ------------------------------------------------------------------------------------------------------
 
@@ -405,7 +421,8 @@ class Surgery(MethodMemory):
 
         None before the first step, and for a method that has no weights (family "coordinatewise").
         """
-        return self._history[-1].device_weights if self._history else None
+        last = self._history.last
+        return None if last is None else last.device_weights
 
     def statistics(self) -> Statistics:
         """Norms, cosines, conflicts and weights of the last step, computed when read.
@@ -413,21 +430,23 @@ class Surgery(MethodMemory):
         Raises:
             RuntimeError: no step has been taken yet.
         """
-        if not self._history:
+        if self._history.last is None:
             raise RuntimeError("statistics: no step of surgery has been taken yet.")
-        return self._history[-1]
+        return self._history.last
 
     @property
     def history(self) -> list[Statistics]:
         """The last steps, oldest first."""
-        return list(self._history)
+        return list(self._history.steps)
 
-    # --- losses, for methods that ask for them ------------------------------------------------------------------------------
+    # --- losses -------------------------------------------------------------------------------------------------------------
 
     def observe(self, losses: L) -> L:
-        """Tells the losses of this step to a method that needs them, before the backward pass; returns what it was given.
+        """Tells the losses of this step, before its surgery; returns what it was given.
 
-        ``sum(surgery.observe([loss_a, loss_b])).backward()``. Each step's losses are forgotten after its surgery.
+        ``sum(surgery.observe([loss_a, loss_b])).backward()``. They are in the step's ``statistics``, and methods that ask for
+        losses get them. Each step's losses are forgotten after its surgery. Their values are copied where they lie, without
+        waiting, so that ``total = loss_a; total += loss_b`` changes nothing.
 
         Args:
             losses: scalars, as a dict by task name or a sequence in the order of the tasks, None for an absent task.
@@ -448,7 +467,7 @@ class Surgery(MethodMemory):
         told = {name: scalar_loss(loss, f"losses[{name!r}]") for name, loss in by_name.items() if loss is not None}
         for name in told:
             self._names.index(name)
-        self._losses = told
+        self._losses = {name: loss.clone() if isinstance(loss, Tensor) else loss for name, loss in told.items()}
         return losses
 
     def _checked_losses(self, told: Mapping[str, Tensor | float], present: Sequence[bool], device: torch.device) -> Tensor | None:
@@ -464,13 +483,14 @@ class Surgery(MethodMemory):
     # --- state --------------------------------------------------------------------------------------------------------------
 
     def get_extra_state(self) -> dict[str, Any]:
+        self._history.saving()
         state = super().get_extra_state()
         return state if self._reuse.every == 1 else state | {"reuse": self._reuse.state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         self._reuse.restore(state.get("reuse", {}))
-        self._history.clear()
+        self._history.steps.clear()
 
 
 def scaled_surgery_(

@@ -468,7 +468,7 @@ def test_copies_and_pickles_carry_the_state_alone() -> None:
     for twin in (copy.deepcopy(surgery), pickle.loads(pickle.dumps(surgery))):
         assert torch.equal(twin.key, surgery.key)
         assert twin.statistics().step == 0
-        assert not twin._step_hooks
+        assert not twin._history._step_hooks
         twin.detach(torch.randn(3, requires_grad=True) * 1)  # nothing is under way there
 
 

@@ -178,8 +178,8 @@ class Training:
         values = {"lr": float(self.scheduler.get_last_lr()[0])}
         values |= {f"loss/{task}": loss.item() for task, loss in result.losses.items()}
         if result.losses:
-            for name, value in self.surgery.statistics().scalars().items():  # none in a step without K, as with one task alone
-                if name in self.log.columns and math.isfinite(value):
+            for name, value in self.surgery.statistics().scalars().items():
+                if name in self.log.columns and name not in values and math.isfinite(value):  # losses before balancing
                     values[name] = value / result.gradient_scale if name.startswith("norm/") else value
         if self.balancer is not None:
             if isinstance(self.balancer, gs.UncertaintyWeighting):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,6 +12,19 @@ import torch
 from torch import Tensor
 
 from gradsurgery.methods.preference import beside
+
+from .scalars import scalars
+from .transfer import Numbers, Transfer
+
+
+class Host(NamedTuple):
+    """What came to the host: K, w, the status and the Gram matrix of what was combined, as far as there are any; and the losses."""
+
+    gram: Numbers | None
+    weights: Numbers | None
+    status: Numbers | None
+    combined: Numbers | None
+    losses: tuple[float | None, ...]
 
 
 class SolverStatus(NamedTuple):
@@ -34,7 +48,8 @@ class SolverStatus(NamedTuple):
 class Statistics:
     """One step of a ``GradientAggregator``.
 
-    Nothing is computed, and no device is waited for, until an attribute is read; then K and w come to the host together once.
+    Nothing is computed, and no device is waited for, until an attribute is read; then K, w and the losses come to the host together
+    once.
     A method that treats every coordinate by itself has no weights, and no K unless it is asked for (``diagnostics=True``): what
     needs them raises RuntimeError, and ``scalars`` leaves it out.
 
@@ -55,25 +70,39 @@ class Statistics:
     groups: tuple[str, ...] = ()
     _combined: Tensor | None = None  # the Gram matrix of what w combines, where that is not the gradients
 
+    _losses: tuple[Tensor | float | None, ...] = ()  # those told, by task
+
     @cached_property
-    def _host(self) -> list[Tensor | None]:
-        """K, w, the status and the Gram matrix of what was combined, of those that are there."""
-        parts = (self._gram, self._weights, self._status, self._combined)
-        here = [part for part in parts if part is not None]
-        flat = torch.cat([part.reshape(-1) for part in here]).cpu() if here else torch.empty(0)  # one transfer
-        values = iter(flat.split([part.numel() for part in here]))
-        return [None if part is None else next(values).reshape(part.shape) for part in parts]
+    def _host(self) -> Host:
+        return self._received(Transfer(self.parts()).wait())
+
+    def parts(self) -> list[Tensor]:
+        """K, w and what else lies on a device, for whoever brings those of several steps to the host at once."""
+        found = (self._gram, self._weights, self._status, self._combined, *self._losses)
+        return [part for part in found if isinstance(part, Tensor)]
+
+    def keep(self, numbers: Sequence[Numbers]) -> None:
+        """Takes what ``parts`` came to on the host, for all that is read from now on."""
+        self.__dict__["_host"] = self._received(numbers)
+
+    def _received(self, numbers: Sequence[Numbers]) -> Host:
+        come = iter(numbers)
+        K, w, status, combined = (
+            None if part is None else next(come) for part in (self._gram, self._weights, self._status, self._combined)
+        )
+        losses = tuple(float(next(come)) if isinstance(loss, Tensor) else loss for loss in self._losses)
+        return Host(K, w, status, combined, losses)
 
     @property
     def _host_gram(self) -> Tensor:
-        gram = self._host[0]
+        gram = self._host.gram
         if gram is None:
             raise RuntimeError(
                 "statistics: no K was computed in this step: the method treats every coordinate by itself (ask for K with "
                 "GradientAggregator(..., diagnostics=True), at the cost of a second read of the gradients), or weights of an "
                 "earlier step served again (every=), or one task was there alone. Measure .grad in such a step."
             )
-        return gram
+        return torch.from_numpy(gram)
 
     @property
     def group_grams(self) -> Tensor:
@@ -93,10 +122,10 @@ class Statistics:
     @property
     def weights(self) -> Tensor:
         """w, with 0 for absent tasks: the trunk received sum_t w_t g_t. [T], or [G, T] with groups, float64, on the CPU"""
-        weights = self._host[1]
+        weights = self._host.weights
         if weights is None:
             raise RuntimeError("statistics: the method treats every coordinate by itself and has no weights.")
-        return self._present_only(weights)
+        return self._present_only(torch.from_numpy(weights))
 
     @property
     def device_weights(self) -> Tensor | None:
@@ -106,9 +135,9 @@ class Statistics:
     @property
     def status(self) -> SolverStatus | None:
         """What the solver said, over all groups the worst; None for a method without solver."""
-        if self._host[2] is None:
+        if self._host.status is None:
             return None
-        said = self._host[2].reshape(-1, 4)
+        said = self._host.status.reshape(-1, 4)
         stationary = True if bool((said[:, 1] == 1).any()) else None if bool((said[:, 1] < 0).any()) else False
         return SolverStatus(bool((said[:, 0] == 1).all()), stationary, int(said[:, 2].min()), int(said[:, 3].max()))
 
@@ -185,9 +214,9 @@ class Statistics:
     @property
     def norm(self) -> float:
         """|out| = sqrt(w^T K w), with K of what w combines."""
-        T, combined = len(self.tasks), self._host[3]
+        T, combined = len(self.tasks), self._host.combined
         w = self.weights.reshape(-1, T)
-        grams = self.group_grams if combined is None else combined.reshape(-1, T, T)
+        grams = self.group_grams if combined is None else torch.from_numpy(combined).reshape(-1, T, T)
         return float(torch.einsum("gi,gij,gj->", w, grams, w).clamp_min(0).sqrt())
 
     @property
@@ -195,28 +224,47 @@ class Statistics:
         """Whether some gradient was infinite or NaN; the trunk then received NaN, so that a gradient scaler skips the step."""
         return not bool(self.gram.isfinite().all())
 
+    @property
+    def nonfinite_tasks(self) -> tuple[str, ...]:
+        """The tasks whose gradients were infinite or NaN."""
+        return tuple(task for task, fine in zip(self.tasks, self.gram.diagonal().isfinite().tolist(), strict=True) if not fine)
+
+    @property
+    def absent(self) -> int:
+        """The number of known tasks that had no gradient."""
+        return len(self.present) - sum(self.present)
+
+    @property
+    def losses(self) -> Tensor:
+        """What ``observe`` or ``backward(losses)`` was told, NaN where no loss was; of several processes this one's.
+
+        [T] float64, on the CPU
+        """
+        told = self._host.losses or (None,) * len(self.tasks)
+        return torch.tensor([math.nan if loss is None else loss for loss in told], dtype=torch.float64)
+
+    # --- by group -----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def group_norms(self) -> Tensor:
+        """|g_t| at each group; one group of all where there are none. [G, T]"""
+        return self.group_grams.diagonal(dim1=1, dim2=2).sqrt()
+
+    @cached_property
+    def group_cosines(self) -> Tensor:
+        """cos(g_i, g_j) at each group; NaN where a gradient is zero or absent. [G, T, T]"""
+        return self.group_grams / (self.group_norms[:, :, None] * self.group_norms[:, None])
+
+    @property
+    def group_conflicts(self) -> Tensor:
+        """The number of pairs of tasks with <g_i, g_j> < 0 at each group. [G] int64"""
+        return (self.group_grams.triu(1) < 0).sum((1, 2))
+
     def scalars(self) -> dict[str, float]:
         """A flat dictionary for loggers.
 
         Keys: ``norm/a``, ``weight/a`` (the mean over groups), ``cosine/a-b``, ``conflicts``, ``conflict_rate``, ``nonfinite``,
-        ``norm`` of the result, and of a solver ``converged``, and ``stationary`` where it examined that.
+        ``norm`` of the result, and of a solver ``converged``, and ``stationary`` where it examined that; ``absent``, and
+        ``loss/a`` of a loss that was told. A step without K has no norms, cosines and conflicts.
         """
-        here = [t for t, present in enumerate(self.present) if present]
-        if self._gram is None:
-            return {}
-        result = {f"norm/{self.tasks[t]}": float(self.norms[t]) for t in here}
-        if self._weights is not None:
-            mean_weights = self.weights.reshape(-1, len(self.tasks)).mean(0)
-            result |= {f"weight/{self.tasks[t]}": float(mean_weights[t]) for t in here}
-        for k, i in enumerate(here):
-            result |= {f"cosine/{self.tasks[i]}-{self.tasks[j]}": float(self.cosines[i, j]) for j in here[k + 1 :]}
-        result["conflicts"] = float(self.conflicts)
-        result["conflict_rate"] = self.conflicts / self.pairs if self.pairs else 0.0
-        result["nonfinite"] = float(self.nonfinite)
-        if self._weights is not None:
-            result["norm"] = self.norm
-        if self.status is not None:
-            result["converged"] = float(self.status.converged)
-            if self.status.stationary is not None:
-                result["stationary"] = float(self.status.stationary)
-        return result
+        return scalars([self])[0]

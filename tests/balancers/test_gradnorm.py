@@ -286,7 +286,7 @@ def test_a_replaced_balancer_stops_listening() -> None:
         balancer = gs.GradNorm(tuple("abc"), aggregator=surgery)
         balancer(net.losses(surgery.split(net.features()))).backward()
         assert balancer.task_weights.grad is not None
-    assert len(surgery._step_hooks) == 1
+    assert len(surgery._history._step_hooks) == 1
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"])

@@ -1,0 +1,156 @@
+"""A run folder: ``log.csv``, a row a step, and ``layers.csv``, a row a layer and window."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .rows import Row, window_of_layers
+
+_ORDER = (
+    "step", "steps", "layer", "epoch", "lr", "loss/", "balance/", "variance/", "weight/", "norm/", "norm", "cosine/",
+    "conflict_rate/", "conflicts", "conflict_rate", "nonfinite", "absent", "norm_mean", "norm_deviation", "converged", "stationary",
+)  # fmt: skip
+_open: set[Path] = set()  # the folders that monitors of this process write to
+_lock = threading.Lock()
+
+
+class RunFolder:
+    """Writes rows to a folder.
+
+    A column that comes later is put in, for which a file is written anew, beside the old one, and takes its place. Rows of a step
+    that is there already, and of those after it, are replaced, so that a resumed run goes on. A last line that was torn, as the
+    process was killed, is left out.
+
+    Args:
+        folder: made when the first rows come; what lies in it of an earlier run is gone on with.
+
+    Raises:
+        ValueError: another monitor of this process writes there, the path is a file, or its ``log.csv`` is no such log.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        self._key = self.folder.resolve()
+        if self.folder.exists() and not self.folder.is_dir():
+            raise ValueError(f"Monitor: expected a folder, found the file {self.folder}.")
+        self._log, self._layers = Table(self.folder / "log.csv"), Table(self.folder / "layers.csv")
+        with _lock:
+            if self._key in _open:
+                raise ValueError(
+                    f"Monitor: expected a folder that no other monitor of this process writes to, found {self.folder}, where one "
+                    "does. close() that one first, or name another folder."
+                )
+            _open.add(self._key)
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def norms(self, before: int, count: int) -> list[tuple[int, float]]:
+        """|out| of the last steps before a step, as far as they are in the log and finite."""
+        return self._log.last("norm", before, count)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Rows of ascending steps; those that the log has of these steps, and later ones, are dropped."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._log.write(rows[0].step, [{"step": str(row.step), **_cells(row.values)} for row in rows])
+        layers = window_of_layers(rows) if any(row.layers is not None for row in rows) else []
+        step = max((row.step for row in rows if row.layers is not None), default=0)
+        cells = [{"step": str(step), "steps": str(steps), "layer": layer, **_cells(values)} for layer, steps, values in layers]
+        if cells or self._layers.path.exists():
+            self._layers.write(rows[0].step, cells)
+
+    def close(self) -> None:
+        """Others may write there."""
+        with _lock:
+            _open.discard(self._key)
+
+
+class Table:
+    """A CSV file whose first column is a step, in ascending order.
+
+    Args:
+        path: of the file, which need not exist.
+
+    Raises:
+        ValueError: there is one with another first column.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._columns: list[str] = []
+        self._last = -1  # the last step in the file
+        self._size: int | None = None  # of the file as it was left here; None: it has not been looked at
+        if path.is_file():
+            with open(path, newline="") as file:
+                columns = next(csv.reader(file), None)
+            if columns is not None and columns[0] != "step":
+                raise ValueError(f"{path}: expected a log whose first column is 'step', found {columns[0]!r}. Name another folder.")
+
+    def write(self, first: int, rows: Sequence[Mapping[str, str]]) -> None:
+        """Drops rows from step ``first`` on, and appends."""
+        if self._size is None or self._size != _size(self.path):
+            self._look()
+        new = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in self._columns]
+        if new or first <= self._last:
+            old = [dict(zip(self._columns, row, strict=True)) for row in self._look() if int(row[0]) < first]
+            self._columns = sorted([*self._columns, *new], key=_rank)
+            header = dict(zip(self._columns, self._columns, strict=True))
+            self._replace(_lines(self._columns, [header, *old, *rows]))
+            self._last = int((rows or old)[-1]["step"]) if rows or old else -1
+        elif rows:
+            with open(self.path, "ab") as file:
+                file.write(_lines(self._columns, rows))
+            self._last = int(rows[-1]["step"])
+        self._size = _size(self.path)
+
+    def last(self, column: str, before: int, count: int) -> list[tuple[int, float]]:
+        """Steps, and finite numbers of a column, of the last rows before a step."""
+        rows = self._look()
+        if column not in self._columns:
+            return []
+        place = self._columns.index(column)
+        found = [(int(row[0]), float(row[place])) for row in rows if int(row[0]) < before and row[place]]
+        return [(step, number) for step, number in found if math.isfinite(number)][-count:]
+
+    def _look(self) -> list[list[str]]:
+        """Takes in what the file holds, its rows, but for a torn last line, which is taken out."""
+        content = self.path.read_bytes() if self.path.is_file() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        lines = list(csv.reader(io.StringIO(whole.decode(), newline="")))
+        self._columns, rows = (lines[0], lines[1:]) if lines else ([], [])
+        self._last = int(rows[-1][0]) if rows else -1
+        if whole != content:
+            self._replace(whole)
+        self._size = _size(self.path)
+        return rows
+
+    def _replace(self, content: bytes) -> None:
+        part = self.path.with_name(self.path.name + ".part")
+        part.write_bytes(content)
+        os.replace(part, self.path)
+
+
+def _cells(values: Mapping[str, float]) -> dict[str, str]:
+    return {name: repr(value) for name, value in values.items()}
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([row.get(name, "") for name in columns] for row in rows)
+    return text.getvalue().encode()
+
+
+def _rank(name: str) -> int:
+    """Where a column stands among others."""
+    kind = name if name in _ORDER else name.split("/", 1)[0] + "/"
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
