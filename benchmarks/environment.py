@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 import gradsurgery as gs
+from gradsurgery.environment import cpu_name, package_version
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "torchvision", "torchjd", "cvxpy", "gradsurgery")
@@ -32,19 +32,11 @@ def describe(device: torch.device, quick: bool) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": {name: info["version"] if name == "gradsurgery" else _version(name) for name in PACKAGES},
+        "versions": {name: info["version"] if name == "gradsurgery" else package_version(name) for name in PACKAGES},
         "commit": commit(),
         "build": info,
         "quick": quick,
     }
-
-
-def cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
 def commit() -> str | None:
@@ -97,10 +89,3 @@ class Disturbance:
         others = (busy - self.start_busy_s) - (_own_s() - self.start_own_s)
         capacity = (time.monotonic() - self.start_s) * (os.cpu_count() or 1)
         return min(max(others / capacity, 0.0), 1.0)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None

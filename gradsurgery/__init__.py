@@ -20,6 +20,8 @@ from gradsurgery.balancers import (
     UncertaintyWeighting,
     balancers,
 )
+from gradsurgery.diagnose import diagnose
+from gradsurgery.diagnosis import Diagnosis
 from gradsurgery.functional import aggregate, combine, gram, weights
 from gradsurgery.integrations.optimizer import PCGrad, SurgeryOptimizer
 from gradsurgery.methods import methods
@@ -30,6 +32,7 @@ from gradsurgery.ops import build_info
 __all__ = [
     "FAMO",
     "ConstantWeights",
+    "Diagnosis",
     "DynamicWeightAverage",
     "GeometricMean",
     "GradNorm",
@@ -47,6 +50,7 @@ __all__ = [
     "balancers",
     "build_info",
     "combine",
+    "diagnose",
     "gram",
     "methods",
     "weights",

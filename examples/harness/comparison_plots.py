@@ -7,10 +7,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from gradsurgery.report.axes import COLORS
 from harness.comparison import Finished, Summary, heading
 from harness.log import read_log
 from harness.metric import Metric
-from harness.plots import COLORS
 from harness.run_folder import RunFolder
 
 STYLES = ("-", "--", ":", "-.")  # of the lines, one after the other as the colors are used up

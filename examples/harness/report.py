@@ -2,22 +2,28 @@
 
 import argparse
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
 import gradsurgery as gs
+from gradsurgery.report import Finding, findings, read_run
+from gradsurgery.report.figures import conflict_figure, losses_figure, write_png
 from harness.checkpoint import atomic_write
 from harness.log import read_log
 from harness.metric import Metric
-from harness.narrative import balance_sentences, conflict_sentences, dominance_sentences
-from harness.plots import plot_conflict, plot_losses
 from harness.problem import Problem, Series
 from harness.progress import table
 from harness.run_folder import RunFolder, write_json
 from harness.run_table import Row, write_table
 
-PLACES = {"parameters": "the trunk's parameters"}  # where the tasks' gradients meet, by --form; else at the representation
+SECTIONS = {  # of note.md, with the kinds of findings that stand in them
+    "In short": ("verdict",),
+    "Which task dominates": ("dominance",),
+    "Do the tasks conflict": ("conflict",),
+    "Did the weights settle": ("weights", "surgery"),
+    "What went wrong on the way": ("collapse", "loss", "steps", "absence"),
+}
 
 
 def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFolder, console: Console) -> None:
@@ -30,10 +36,11 @@ def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFol
     best = {"best/score": scores[best_step], "best/epoch": log["epoch"][best_step] + 1}
     write_json(folder.metrics, {**last, **{f"floor/{name}": value for name, value in problem.floors.items()}, **best})
     title = f"{problem.name}, {arguments.method}, balancer {arguments.balancer}"
-    place = PLACES.get(arguments.form, "the representation")
-    plot_losses(log, problem.loss_units, folder.pictures / "losses.png", title=f"Training losses: {title}")
+    run = read_run(folder.path)
+    losses = losses_figure(run, problem.loss_units, title=f"Training losses: {title}", columns=min(4, len(problem.tasks)))
+    write_png(losses, folder.pictures / "losses.png")
     if len(problem.tasks) > 1:
-        plot_conflict(log, problem.tasks, folder.pictures / "conflict.png", title=f"Gradients of the tasks: {title}", place=place)
+        write_png(conflict_figure(run, title=f"Gradients of the tasks: {title}"), folder.pictures / "conflict.png")
     problem.model.eval()
     problem.draw(folder.pictures)
     measured = [metric for metric in problem.metrics if f"val/{metric.name}" in last and metric.name in problem.floors]
@@ -44,13 +51,18 @@ def write_report(problem: Problem, arguments: argparse.Namespace, folder: RunFol
     ]
     console.print(table("Validation after the last epoch", ["metric", "floor", "model", "better"], shown))
     with atomic_write(folder.note) as file:
-        file.write(_note(problem, arguments, log, last, best, place).encode())
+        file.write(_note(problem, arguments, log, last, best, findings(run)).encode())
     write_table(folder.table, rows)  # at last: a comparison takes a run that has it for finished
     console.print(f"Run folder: {folder.path} (note.md, metrics.json, pictures/)", highlight=False, soft_wrap=True)
 
 
 def _note(
-    problem: Problem, arguments: argparse.Namespace, log: Series, last: Mapping[str, float], best: Mapping[str, float], place: str
+    problem: Problem,
+    arguments: argparse.Namespace,
+    log: Series,
+    last: Mapping[str, float],
+    best: Mapping[str, float],
+    found: Sequence[Finding],
 ) -> str:
     tasks = problem.tasks
     samples = len(problem.train_data)  # type: ignore[arg-type]  # the loop asks for a data set with a length
@@ -67,9 +79,7 @@ def _note(
             f"Mean share of the floors' error removed: {last['score']:.0%} after the last epoch, {best['best/score']:.0%} "
             f"after the best (epoch {best['best/epoch']:.0f}).",
         ]),
-        ("Which task dominates", dominance_sentences(log, tasks, place)),
-        ("Do the tasks conflict", conflict_sentences(log, tasks)),
-        ("Did the weights settle", balance_sentences(log, tasks, balancer=arguments.balancer, method=arguments.method)),
+        *((title, [_sentence(one) for one in found if one.kind in kinds]) for title, kinds in SECTIONS.items()),
         *problem.notes(log),
     ]  # fmt: skip
     lines = [
@@ -79,8 +89,13 @@ def _note(
         f"form {arguments.form}, on {device} with {kernels}.",
     ]
     for title, sentences in sections:
-        lines += ["", f"## {title}", "", *sentences]
+        if sentences:
+            lines += ["", f"## {title}", "", *sentences]
     return "\n".join(lines) + "\n"
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.sentence} {finding.advice}".rstrip()
 
 
 def _floor_sentence(metric: Metric, last: Mapping[str, float], floors: Mapping[str, float]) -> str:

@@ -29,7 +29,6 @@ if __name__ == "__main__":  # run as a script: its own folder is on the path, ex
 import torch
 from harness.arguments import at_least
 from harness.errors import RunError
-from harness.plots import COLORS
 from harness.precision import Precision, choose_device
 from harness.problem import Problem
 from harness.run_folder import write_json
@@ -39,6 +38,7 @@ from rich.console import Console
 from torch import nn
 
 import gradsurgery as gs
+from gradsurgery.report.axes import COLORS
 from multitoken.data.windows import window
 from multitoken.model import MultiTokenModel, check_width
 from multitoken.objective import FutureTokens, task_names

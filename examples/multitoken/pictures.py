@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness.plots import COLORS
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradsurgery.report.axes import COLORS
 from multitoken.data.windows import window
 from multitoken.objective import NATS_PER_BIT, FutureTokens
 
