@@ -2,9 +2,9 @@
 
 python examples/quickstart.py --out runs/quickstart
 
-One trunk, two tasks on drawn points: which of four sectors a point lies in, and how far it is from the middle. It looks at one batch
-before training (``gs.diagnose``), trains with the plain sum while a monitor observes, and again with surgery, from the same numbers.
-Each run's folder gets a page: open ``runs/quickstart/sum/report/index.html``.
+One trunk, two tasks on drawn points: which of four sectors a point lies in, and how far it is from the middle. It looks at one
+batch before training (``gs.diagnose``), trains with the plain sum while a monitor observes, and again with surgery, from the same
+numbers. Each run's folder gets a page: open ``runs/quickstart/sum/report/index.html``.
 """
 
 import argparse
