@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsurgery.report.run import Run
-from gradsurgery.report.series import Mean, Stretch, low_stretches, mean
+from gradsurgery.report.series import SHORTEST, Mean, Stretch, low_stretches, mean, scatter
 
 SETTLED = 0.05  # a weight that moves by less than this share of itself in the last quarter counts as settled
-CONFLICT = -0.05  # a mean cosine above is as good as orthogonal: the sum loses 0.1 % of a unit gradient's use for the other task
+MOVED = 3.0  # standard errors by which a weight's means have to differ, so that its noise is no drift
+CONFLICT = -0.05  # a mean cosine above is as good as orthogonal: in the sum of two equal lengths each task loses 5 % of its descent
 SURE = 4.0  # standard errors by which a mean cosine has to be below zero; the stretches are picked, so two would not do
+FINE = 1e-9  # of a number: less is rounding
 LASTING = 0.1  # share of the steps: what is shorter passes by itself
 MODERATE, STRONG = -0.1, -0.4  # mean cosines from which a conflict counts as moderate, or strong; 96° and 114°
 
@@ -66,14 +68,21 @@ class Conflict:
 
 @dataclass(frozen=True)
 class Drift:
-    """A weight's mean over the third and over the last quarter of the steps."""
+    """A weight's mean over the third and over the last quarter of the steps.
+
+    Attributes:
+        error: of the difference of the two; 0 where they are too few to tell.
+        still: the weight never moved.
+    """
 
     third: float
     last: float
+    error: float
+    still: bool
 
     @property
     def settled(self) -> bool:
-        return abs(self.last - self.third) <= SETTLED * abs(self.third)
+        return abs(self.last - self.third) <= max(SETTLED * abs(self.third), MOVED * self.error)
 
 
 def pooled(stretches: Sequence[Stretch]) -> float:
@@ -83,11 +92,19 @@ def pooled(stretches: Sequence[Stretch]) -> float:
 
 
 def shares(run: Run, tasks: Sequence[str]) -> Shares:
-    """Means over the logged steps in which every one of the tasks was present; NaN where there are none."""
-    weights = [run.column(f"balance/{task}") for task in tasks]
+    """Means over the logged steps in which every one of the tasks was present; NaN where there are none.
+
+    A trainer logs losses before its balancer. A monitor logs what surgery was told, which is weighed already, or it is not known.
+    """
+    weights = [run.column(f"balance/{task}") if balanced(run) else np.ones(len(run.steps)) for task in tasks]
     weights = [np.where(np.isfinite(weight), weight, 1.0) for weight in weights]
     losses = [np.abs(run.column(f"loss/{task}") * weight) for task, weight in zip(tasks, weights, strict=True)]
     return Shares(_mean_shares([run.column(f"norm/{task}") for task in tasks], tasks), _mean_shares(losses, tasks))
+
+
+def balanced(run: Run) -> bool:
+    """Whether the losses in the log are known to lack the balancer's weights."""
+    return run.balancer not in (None, "none")
 
 
 def _mean_shares(columns: Sequence[NDArray[np.float64]], tasks: Sequence[str]) -> dict[str, float]:
@@ -122,7 +139,11 @@ def drift(run: Run, column: str) -> Drift:
     """How far a weight still moved at the end of the run."""
     _, values = run.series(column)
     count = len(values)
-    return Drift(mean(values[count // 2 : count * 3 // 4]).value, mean(values[count * 3 // 4 :]).value)
+    third, last = mean(values[count // 2 : count * 3 // 4]).value, mean(values[count * 3 // 4 :]).value
+    still = bool(count) and bool(values.max() - values.min() <= FINE * np.abs(values).max())
+    half = values[count // 2 :]
+    error = scatter(half) * (4 / len(half)) ** 0.5 if len(half) >= SHORTEST else 0.0
+    return Drift(third, last, error, still)
 
 
 def start_and_end(values: NDArray[np.float64]) -> tuple[float, float]:

@@ -38,7 +38,6 @@ class Picture(NamedTuple):
         caption: how to read it, one sentence.
         alt: what it shows, in words and numbers.
         png: its bytes.
-        wide: it takes the page's whole width.
     """
 
     name: str
@@ -46,7 +45,6 @@ class Picture(NamedTuple):
     caption: str
     alt: str
     png: bytes
-    wide: bool = False
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from gradsurgery.report.facts import CONFLICT, LASTING, MODERATE, SURE
-from gradsurgery.report.rules.collapse import VANISHED
+from gradsurgery.report.rules.collapse import FADED, VANISHED
 from gradsurgery.report.rules.dominance import LOPSIDED
 from gradsurgery.report.run import Run
 from gradsurgery.report.series import BINS
@@ -31,10 +31,12 @@ def reading(run: Run) -> str:
         ),
         "Standard error (±)": "Of a mean over steps, allowing for steps that resemble the ones before them.",
         "Length": (
-            f"Of a task's gradient as it arrives, loss weights included. From a factor of {LOPSIDED:.0f} on lengths are lopsided."
+            "Of a task's gradient as it arrives, loss weights included, and at a representation a float16 scaler's scale, too. "
+            f"From a factor of {LOPSIDED:.0f} on lengths are lopsided."
         ),
         "Collapse": (
-            f"A gradient or weight below {percent(VANISHED)} of its start, or of the others', to the end, which no loss explains."
+            f"A gradient or weight that falls below {percent(VANISHED)} of its start or of the others', and {percent(FADED)} of "
+            "both, to the end. A loss that has fallen explains a short gradient; a long gradient, a small weight."
         ),
         "Where it was measured": (
             f"{place}. Gradients at a representation are a proxy for those of the trunk's parameters; the two can disagree."

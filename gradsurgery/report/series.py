@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 BINS = 400  # a longer series is cut into so many means first: the time that it takes does not depend on the run's length
 SHORTEST = 10  # recorded steps (or bins) of a stretch: over fewer, a mean of cosines says nothing yet
+ALIKE = 0.95  # ρ is taken for no more: a run hardly holds what would show it
 LEVELS = 4.0  # by how many standard errors two neighbouring levels have to differ; of 400 random places the best comes to 3.5
 
 
@@ -40,6 +41,29 @@ def _error(residuals: NDArray[np.float64]) -> float:
     return float(np.sqrt(squares / (count - 1) / count * (1 + resemblance) / (1 - resemblance)))
 
 
+def resemblance(values: NDArray[np.float64]) -> float:
+    """ρ of an AR(1) process whose level may change now and then: from all but the largest differences, so that no change counts."""
+    if len(values) < SHORTEST:
+        return 0.0
+    few = 2 + len(values) // 10
+    one, two = (float(np.sort((values[apart:] - values[:-apart]) ** 2)[:-few].mean()) for apart in (1, 2))
+    return min(max(two / one - 1, 0.0), ALIKE) if one > 0 else 0.0
+
+
+def inflation(values: NDArray[np.float64]) -> float:
+    """By how much the error of a mean is larger than that of as many independent numbers."""
+    rho = resemblance(values)
+    return float(np.sqrt((1 + rho) / (1 - rho)))
+
+
+def scatter(values: NDArray[np.float64]) -> float:
+    """What a mean over n neighbours errs by, times √n: the deviation of single numbers around their level, and ``inflation``."""
+    if len(values) < 2:
+        return 0.0
+    rho = resemblance(values)
+    return float(np.sqrt(np.mean(np.diff(values) ** 2) / (2 * (1 - rho)) * (1 + rho) / (1 - rho)))
+
+
 def running_window(count: int) -> int:
     """A twentieth of the run."""
     return max(1, count // 20)
@@ -68,14 +92,14 @@ def levels(values: NDArray[np.float64]) -> list[tuple[int, int]]:
     """The stretches [first, end) between changes of the level, by binary segmentation.
 
     A stretch is cut where its two sides' means differ most in units of their error, if by more than LEVELS. What counts as noise is
-    what differs from one number to the next.
+    what differs from one number to the next, and more of it where neighbours resemble each other.
     """
     if not len(values):
         return []
     cuts = edges(len(values))
     sizes = np.diff(cuts)
     means = np.add.reduceat(values, cuts[:-1]) / sizes
-    noise = float(np.sqrt(np.mean(np.diff(means) ** 2) / 2)) if len(means) > 1 else 0.0
+    noise = scatter(means)
     found, pending = [], [(0, len(means))]
     while pending:
         first, end = pending.pop()
@@ -129,8 +153,10 @@ def low_stretches(steps: NDArray[np.int64], values: NDArray[np.float64], below: 
             else:
                 kept.append((first, end))
     found = []
+    noise = scatter(values)  # cutting takes out of the residuals what made them alike: the error is no less than this says
     for first, end in kept:
-        part = Mean(float(values[first:end].mean()), _error(residuals[first:end]), end - first)
+        error = max(_error(residuals[first:end]), noise / (end - first) ** 0.5)
+        part = Mean(float(values[first:end].mean()), error, end - first)
         if part.count >= SHORTEST and part.value <= -errors * part.error:
             found.append(Stretch(int(steps[first]), int(steps[end - 1]), part, float((values[first:end] < 0).mean())))
     return found

@@ -37,9 +37,12 @@ def test_shares_are_means_over_steps_in_which_all_are_there(tmp_path: Path) -> N
         "norm/a": [3, 1, NAN], "norm/b": [1, 1, 7], "loss/a": [1, 1, 1], "loss/b": [1, 3, 1], "balance/a": [1, 1, 1],
         "balance/b": [3, 1, 1],
     }  # fmt: skip
-    part = shares(read_run(write_log(tmp_path, columns)), A_AND_B)
+    write_log(tmp_path, columns)
+    part = shares(read_run(tmp_path), A_AND_B)
     assert part.gradient == pytest.approx({"a": 0.625, "b": 0.375})
-    assert part.loss == pytest.approx({"a": 1 / 3, "b": 2 / 3})
+    assert part.loss == pytest.approx({"a": 5 / 12, "b": 7 / 12}), "whether the losses are weighed already is not known"
+    (tmp_path / "config.json").write_text('{"balancer": "uw"}')
+    assert shares(read_run(tmp_path), A_AND_B).loss == pytest.approx({"a": 1 / 3, "b": 2 / 3})
 
 
 def test_a_conflict_counts_negative_cosines(tmp_path: Path) -> None:
@@ -74,7 +77,7 @@ def test_a_conflict_is_found_in_its_pair_its_steps_and_its_layer(tmp_path: Path)
     found = findings(run)
     assert found[0].kind == "verdict"
     assert found[0].severity == "warning"
-    assert "Surgery may help: seg and depth" in found[0].sentence
+    assert "a method was at work: seg and depth pull the shared part apart in 50 % of the recorded steps" in found[0].sentence
     assert "2201.04122" in found[0].advice
     (where,) = _of(found, "layers")
     assert where.sentence == (
@@ -148,6 +151,62 @@ def test_layers_of_noise_are_no_conflict(tmp_path: Path) -> None:
     assert not _of(found, "layers", "warning")
 
 
+def test_cosines_that_wander_are_no_conflict(tmp_path: Path) -> None:
+    """Neighbours that resemble each other make stretches of any sign: of 40 runs without conflict hardly one is warned of."""
+    warned = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        wander = np.zeros(350)
+        for step in range(1, 350):
+            wander[step] = 0.8 * wander[step - 1] + 0.18 * rng.standard_normal()
+        columns = run_columns(300, tasks=A_AND_B) | {"cosine/a-b": wander[50:].clip(-1, 1)}
+        warned += bool(_of(_judged(tmp_path / str(seed), columns), "conflict", "warning"))
+    assert warned <= 3
+
+
+def test_layers_that_wander_with_the_run_are_no_conflict(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    wander = np.zeros((41, 350))
+    for step in range(1, 350):
+        wander[:, step] = 0.8 * wander[:, step - 1] + 0.18 * rng.standard_normal(41)
+    write_log(tmp_path, run_columns(300, tasks=A_AND_B) | {"cosine/a-b": wander[0, 50:].clip(-1, 1)})
+    write_layers(tmp_path, {f"layer.{place}": {"a-b": wander[place + 1, 50:]} for place in range(40)}, 10)
+    assert not _of(findings(read_run(tmp_path)), "layers", "warning")
+
+
+def test_a_conflict_is_said_of_the_steps_that_have_both(tmp_path: Path) -> None:
+    columns, late = run_columns(tasks=A_AND_B, means={"a-b": -0.5}), np.arange(300) >= 150
+    for name in ("norm/b", "loss/b", "weight/b", "cosine/a-b"):
+        columns[name] = np.where(late, columns[name], NAN)
+    found = _judged(tmp_path, columns)
+    assert "in all recorded steps that have both (steps 150–299)" in found[0].sentence
+    assert "in all steps that have both (steps 150–299)" in _of(found, "conflict", "warning")[0].sentence
+    assert not any("throughout" in one.sentence for one in found)
+
+
+def test_barely_negative_cosines_are_not_called_chance(tmp_path: Path) -> None:
+    found = _judged(tmp_path, run_columns(tasks=A_AND_B, means={"a-b": -0.04}, noise=0.01))
+    (pair,) = _of(found, "conflict", "ok")
+    assert "100 % of the steps are negative, but so little as makes no difference" in pair.sentence
+
+
+def test_layers_that_were_not_measured_are_not_said_to_be_free(tmp_path: Path) -> None:
+    write_log(tmp_path, run_columns(200, tasks=A_AND_B, means={"a-b": 0.1}))
+    level = {"early": 0.5, "late": -0.4, "alone": NAN}
+    write_layers(tmp_path, {name: {"a-b": np.full(200, mean)} for name, mean in level.items()}, 20)
+    (where,) = _of(findings(read_run(tmp_path)), "layers", "warning")
+    assert where.sentence.endswith("; not at early.")
+
+
+def test_after_surgery_the_verdict_does_not_ask_for_it(tmp_path: Path) -> None:
+    columns = run_columns(tasks=A_AND_B, means={"a-b": -0.5})
+    columns["weight/b"] = np.full(300, 1.5)
+    verdict = _judged(tmp_path, columns)[0]
+    assert "The tasks conflict, and a method was at work" in verdict.sentence
+    assert "compare what the tasks reach with a run of the plain sum" in verdict.advice
+    assert "Try" not in verdict.advice
+
+
 # --- collapse ---
 
 
@@ -165,7 +224,47 @@ def test_a_task_that_is_learned_has_not_collapsed(tmp_path: Path) -> None:
     columns["norm/depth"], columns["loss/depth"] = fall, fall
     found = _judged(tmp_path, columns)
     assert not _of(found, "collapse", "warning")
+    assert "its loss has fallen, too" in _of(found, "collapse", "note")[0].sentence
     assert "it is learned, or its loss is weighed down" in _of(found, "collapse", "note")[0].sentence
+
+
+@pytest.mark.parametrize(
+    ("loss", "severity", "says"),
+    [
+        ((-5.0, -50.0), "note", "its loss has fallen (−5.00 → −50.0)"),
+        ((0.0, 0.0), "warning", "its loss shows no progress (0 → 0)"),
+        ((2.0, 1.8), "warning", "its loss has not halved"),
+    ],
+)
+def test_a_collapse_is_told_with_what_the_loss_did(tmp_path: Path, loss: tuple[float, float], severity: str, says: str) -> None:
+    columns, late = run_columns(tasks=A_AND_B), np.arange(300) >= 100
+    columns["norm/b"] = np.where(late, 1e-3, columns["norm/b"])
+    columns["loss/b"] = np.where(late, loss[1], loss[0])
+    (collapse,) = _of(_judged(tmp_path, columns), "collapse")
+    assert (collapse.severity, says in collapse.sentence) == (severity, True), collapse.sentence
+
+
+def test_a_scale_on_all_lengths_is_no_collapse_of_each(tmp_path: Path) -> None:
+    columns = run_columns(tasks=A_AND_B)
+    scale = np.where(np.arange(300) < 100, 65536.0, 256.0)
+    columns |= {f"norm/{task}": columns[f"norm/{task}"] * scale for task in A_AND_B}
+    columns |= {f"loss/{task}": np.ones(300) for task in A_AND_B}
+    found = _judged(tmp_path, columns)
+    (collapse,) = _of(found, "collapse")
+    assert collapse.severity == "note"
+    assert "gradients of all tasks have gone below 1 % of their first lengths by step 100" in collapse.sentence
+    assert "float16 scaler" in collapse.advice
+    assert "gone to nothing" not in found[0].sentence
+
+
+def test_weights_that_even_lengths_out_are_no_collapse(tmp_path: Path) -> None:
+    columns = run_columns(tasks=A_AND_B)
+    columns["norm/a"] = columns["norm/a"] * np.geomspace(1, 400, 300)
+    columns |= {f"weight/{task}": 1 / columns[f"norm/{task}"] for task in A_AND_B}
+    assert not _of(_judged(tmp_path / "method", columns), "collapse")
+    columns = run_columns(tasks=A_AND_B)
+    columns["balance/a"], columns["balance/b"] = np.ones(300), np.geomspace(1, 400, 300)
+    assert not _of(_judged(tmp_path / "balancer", columns), "collapse"), "a's weight stays where it was"
 
 
 def test_a_task_that_was_short_from_the_start_has_not_collapsed(tmp_path: Path) -> None:
@@ -180,6 +279,7 @@ def test_a_task_that_was_short_from_the_start_has_not_collapsed(tmp_path: Path) 
 def test_a_weight_that_goes_to_zero_is_a_collapse(tmp_path: Path) -> None:
     columns = run_columns(tasks=A_AND_B)
     columns["balance/a"], columns["balance/b"] = np.ones(300), np.where(np.arange(300) < 200, 1.0, 1e-5)
+    columns["norm/b"] = columns["norm/b"] * columns["balance/b"]
     (collapse,) = _of(_judged(tmp_path, columns), "collapse", "warning")
     assert "b's loss weight has gone to 1.00·10⁻⁵ by step 200" in collapse.sentence
 
@@ -200,6 +300,22 @@ def test_losses_that_are_nan_or_rise_are_warned_of(tmp_path: Path) -> None:
     nan, risen = _of(_judged(tmp_path, columns), "loss", "warning")
     assert "NaN or infinite in 2 recorded steps, first in step 70" in nan.sentence
     assert "b's loss stands above its start" in risen.sentence
+
+
+def test_a_loss_that_rises_is_not_called_broken(tmp_path: Path) -> None:
+    verdict = _judged(tmp_path, run_columns(tasks=A_AND_B) | {"loss/b": np.minimum(np.linspace(0.01, 6, 300), 2)})[0]
+    assert verdict.severity == "note"
+    assert "but b's loss stands above its start" in verdict.sentence
+    assert "meant to rise" in verdict.advice
+
+
+def test_a_loss_that_only_scatters_has_not_risen(tmp_path: Path) -> None:
+    risen = 0
+    for seed in range(60):
+        noise = 0.3 * np.random.default_rng(seed).standard_normal((2, 40))
+        columns = run_columns(40, tasks=A_AND_B) | {f"loss/{task}": 1 + noise[place] for place, task in enumerate(A_AND_B)}
+        risen += len(_of(_judged(tmp_path / str(seed), columns), "loss"))
+    assert risen <= 3, "of 120"
 
 
 # --- dominance, weights, steps ---
@@ -226,6 +342,47 @@ def test_weights_settle_drift_or_stay(tmp_path: Path) -> None:
     assert "b 1.000 → 2.000; b still drifted by more than 5 %" in balance.sentence
     assert "they had settled" in variance.sentence
     assert weight.sentence == "The method's gradient weights stayed at a 1.000, b 1.000."
+
+
+def test_a_weight_that_came_to_rest_did_not_stay(tmp_path: Path) -> None:
+    columns = run_columns(tasks=A_AND_B) | {"balance/a": np.ones(300), "balance/b": np.where(np.arange(300) < 100, 5.0, 1.0)}
+    balance, weight = _of(_judged(tmp_path, columns), "weights")
+    assert "they had settled" in balance.sentence
+    assert "stayed at" in weight.sentence
+
+
+def test_weights_that_scatter_do_not_drift(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    columns = run_columns(100, tasks=A_AND_B) | {f"weight/{task}": 1 + 0.3 * rng.standard_normal(100) for task in A_AND_B}
+    (weight,) = _of(_judged(tmp_path, columns), "weights")
+    assert weight.severity == "ok"
+    assert "still drifted" not in weight.sentence
+
+
+def test_equal_weights_of_another_size_are_the_sum_times_that(tmp_path: Path) -> None:
+    columns = run_columns(tasks=A_AND_B) | {f"weight/{task}": np.full(300, 0.5) for task in A_AND_B}
+    (mean,) = _of(_judged(tmp_path, columns), "surgery")
+    assert "the plain sum of the gradients times 0.500" in mean.sentence
+
+
+def test_a_few_overflows_are_a_note(tmp_path: Path) -> None:
+    columns = run_columns(tasks=A_AND_B)
+    columns["nonfinite"][:3] = 1
+    found = _judged(tmp_path / "search", columns)
+    assert _of(found, "steps")[0].severity == "note"
+    assert found[0].severity == "ok"
+    columns["nonfinite"][100:] = 1
+    assert _of(_judged(tmp_path / "broken", columns), "steps")[0].severity == "warning"
+
+
+def test_a_task_that_surgery_never_saw_is_found_by_its_loss(tmp_path: Path) -> None:
+    columns = run_columns(tasks=A_AND_B) | {"loss/c": np.ones(300), "loss/total": np.ones(300), "absent": np.ones(300)}
+    (absence,) = _of(_judged(tmp_path / "some", columns), "absence")
+    assert absence.sentence == "1 more task never had a gradient in the 300 recorded steps."
+    del columns["loss/total"]
+    found = _judged(tmp_path / "one", columns)
+    assert "c has a loss, but never had a gradient in the 300 recorded steps" in found[0].sentence
+    assert found[0].severity == "warning"
 
 
 def test_surgery_that_did_something_is_told_from_a_sum(tmp_path: Path) -> None:
@@ -266,9 +423,12 @@ def test_health_is_said_with_what_it_rests_on(tmp_path: Path) -> None:
         ({"val/score": [1.0] * 60}, "no columns norm/…, weight/… or loss/…"),
         ({"loss/a": [1.0] * 60, "loss/b": [1.0] * 60}, "holds no lengths of gradients"),
         ({"norm/a": [1.0] * 60, "norm/b": [NAN] * 60, "cosine/a-b": [NAN] * 60}, "no two tasks had a gradient"),
-        (run_columns(20, tasks=A_AND_B), "20 recorded steps are too few for a verdict"),
+        (run_columns(20, tasks=A_AND_B), "20 recorded steps with a cosine are too few for a verdict"),
+        (run_columns(100, tasks=A_AND_B) | {"cosine/a-b": [0.1, *[NAN] * 99]}, "1 recorded step with a cosine is too few"),
+        ({"norm/a": [5.0] * 3, "norm/b": [1.0] * 3, "cosine/a-b": [0.1] * 3}, "lengths are lopsided: 3 recorded steps"),
+        ({"weight/a": [1.0, NAN] * 30, "weight/b": [NAN, 1.0] * 30}, "in every recorded step one task alone had a gradient"),
     ],
-    ids=["one task", "no tasks", "no lengths", "never both", "short"],
+    ids=["one task", "no tasks", "no lengths", "never both", "short", "one cosine", "short and lopsided", "one at a time"],
 )
 def test_what_a_log_cannot_say_is_said(tmp_path: Path, columns: dict[str, Any], says: str) -> None:
     verdict = _judged(tmp_path, columns)[0]

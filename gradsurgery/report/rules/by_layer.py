@@ -13,8 +13,10 @@ from gradsurgery.report.facts import CONFLICT, LASTING, MODERATE
 from gradsurgery.report.finding import Finding
 from gradsurgery.report.layers import Layers
 from gradsurgery.report.run import Run
+from gradsurgery.report.series import inflation
 
-COIN = 2.0  # a coin's share of heads in n throws is within 1/2 ± 2/√n: four standard deviations, as there are many layers
+COIN = 2.0  # a coin's share of heads in n throws is within 1/2 ± 2/√n: four standard deviations, as there are many layers;
+# and further apart where steps resemble their neighbours, of which the cosine over all layers tells, step by step
 MOST = 6  # sentences on pairs
 
 
@@ -50,6 +52,7 @@ def layer_conflicts(run: Run, one: str, other: str) -> list[LayerConflict]:
         return []
     cosines, rates = _grids(layers, one, other)
     starts = _starts(run, layers)
+    coin = COIN * inflation(run.series(run.pairs[one, other])[1])
     found = []
     for place, name in enumerate(layers.names):
         here = np.isfinite(cosines[place])
@@ -60,7 +63,7 @@ def layer_conflicts(run: Run, one: str, other: str) -> list[LayerConflict]:
             steps = counts.sum()
             cosine = float(np.average(cosines[place, windows], weights=counts)) if steps else np.nan
             rate = float(np.average(rates[place, windows], weights=counts)) if steps else np.nan
-            if steps and cosine <= CONFLICT and rate >= 0.5 + COIN / np.sqrt(steps):
+            if steps and cosine <= CONFLICT and rate >= 0.5 + coin / np.sqrt(steps):
                 ends = int(layers.ends[windows[-1]])
                 found.append(LayerConflict(name, int(starts[windows[0]]), ends, int(steps), cosine, rate, float(steps / total)))
     return found
@@ -115,7 +118,8 @@ def _sentence(layers: Layers, one: str, other: str, conflicts: list[LayerConflic
     for conflict in conflicts:
         by_name.setdefault(conflict.layer, []).append(conflict)
     worst = sorted(by_name, key=lambda name: min(part.cosine * part.share for part in by_name[name]))
-    free = [name for name in layers.names if name not in by_name]
+    cosines = layers.column(f"cosine/{layers.pair(one, other)}")
+    free = [name for name, row in zip(layers.names, cosines, strict=True) if name not in by_name and np.isfinite(row).any()]
     described = [
         f"{name} ({words.listed([words.span(part.first, part.last) for part in by_name[name]], 2)}, "
         f"cosine {words.signed(min(part.cosine for part in by_name[name]))})"
@@ -136,7 +140,7 @@ def _sentence(layers: Layers, one: str, other: str, conflicts: list[LayerConflic
     }  # fmt: skip
     columns = f"layers.csv: cosine/{layers.pair(one, other)}"
     advice = (
-        f'Surgery layer by layer (group_by="layer") acts at {words.listed(acting, 3)} and leaves the others alone.'
+        f'Surgery layer by layer (group_by="layer") decides at {words.listed(acting, 3)} by what is measured there alone.'
         if acting
         else ""
     )

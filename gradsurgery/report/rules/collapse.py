@@ -11,13 +11,15 @@ from gradsurgery.report import words
 from gradsurgery.report.facts import LASTING, start_and_end
 from gradsurgery.report.finding import Finding
 from gradsurgery.report.run import Run
-from gradsurgery.report.series import SHORTEST, edges, mean
+from gradsurgery.report.series import SHORTEST, edges, scatter
 
 VANISHED = 0.01  # of a task's first lengths, or of the others': the trunk no longer hears it
-FADED = 0.1  # of its first lengths: without that, a task that is short beside the others has not collapsed, but always was short
+FADED = 0.1  # of both: a task short beside the others may always have been; one short beside its start may stand as they do
 LEARNED = 0.9  # share of its first loss that a task has shed: then a short gradient is what success looks like
 HALF_LEARNED = 0.5
 RISEN = 0.1  # of its first size, by which a loss has to stand above it
+ERRORS = 3.0  # standard errors of the difference, by which it has to, too
+MEDIAN = 1.25  # standard errors of means that are one of a median
 SMOOTH = 9  # bins of a running median: single steps do not count
 
 
@@ -28,21 +30,59 @@ def collapse(run: Run) -> list[Finding]:
     lengths, balances, weights = (
         {task: np.abs(_medians(run.column(f"{kind}/{task}"))) for task in run.tasks} for kind in ("norm", "balance", "weight")
     )
+    heard = {task: lengths[task] * weights[task] for task in run.tasks}  # the balancer's weights are in the lengths
     found = []
     for task in run.tasks:
         found += _vanished(run, task, lengths)
-        found += _weightless(run, task, "balance", "loss weight", balances)
-        found += _weightless(run, task, "weight", "weight", weights)
+        found += _weightless(run, task, "balance", "loss weight", balances, lengths)
+        found += _weightless(run, task, "weight", "weight", weights, heard)
         found += _loss(run, task)
-    return found
+    return found if any(one.kind == "collapse" for one in found) else [*_together(run, lengths), *found]
 
 
 Smooth = Mapping[str, NDArray[np.float64]]  # by task, over the bins of the run
 
 
 def _beside(task: str, values: Smooth) -> NDArray[np.float64]:
-    """The median of the other tasks, 0 where there are none. [bins]"""
-    return np.nan_to_num(_nanmedian(np.array([one for other, one in values.items() if other != task])))
+    """The median of the other tasks, NaN where there are none. [bins]"""
+    return _nanmedian(np.array([one for other, one in values.items() if other != task]))
+
+
+def _fallen(values: NDArray[np.float64], start: float, others: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Gone, beside the start as well as beside the others; beside the start alone where there are no others. [bins]"""
+    there = np.isfinite(others)
+    below_start = (values < VANISHED * start) & (~there | (values < FADED * others))
+    below_others = there & (values < VANISHED * others) & (values < FADED * start)
+    gone: NDArray[np.bool_] = (values == 0) | below_start | below_others
+    return gone
+
+
+def _together(run: Run, every: Smooth) -> list[Finding]:
+    """All lengths gone at once, which a scale on all of them makes, too."""
+    since = []
+    for lengths in every.values():
+        known = np.isfinite(lengths)
+        if known.sum() >= SHORTEST:
+            since.append(_since(lengths < VANISHED * start_and_end(lengths[known])[0], known))
+    places = [place for place in since if place is not None]
+    losses = [start_and_end(run.series(f"loss/{task}")[1]) for task in run.tasks]
+    if len(places) < 2 or len(places) < len(since) or all(_shed(*moved) >= HALF_LEARNED for moved in losses):
+        return []
+    step = int(run.steps[edges(len(run.steps))[max(places)]])
+    sentence = (
+        f"The gradients of all tasks have gone below {words.percent(VANISHED)} of their first lengths by step {words.whole(step)} "
+        "and stay there."
+    )
+    advice = (
+        "At a representation lengths contain a float16 scaler's scale: look at that first. Otherwise look at the shared part: dead "
+        "units, saturation, the learning rate."
+    )
+    return [Finding("collapse", "note", sentence, {"since step": step, "columns": "norm/…"}, advice)]
+
+
+def _shed(start: float, end: float) -> float:
+    """The share of a loss that is gone; NaN where none was there, or where it is negative, and so has no size to lose."""
+    return (start - end) / start if start > 0 and end >= 0 else float("nan")
 
 
 def _vanished(run: Run, task: str, every: Smooth) -> list[Finding]:
@@ -52,13 +92,12 @@ def _vanished(run: Run, task: str, every: Smooth) -> list[Finding]:
         return []
     start, end = start_and_end(lengths[known])
     others = _beside(task, every)
-    short = (lengths < VANISHED * start) | ((lengths < VANISHED * others) & (lengths < FADED * start))
-    place = _since(short, known)
+    place = _since(_fallen(lengths, start, others), known)
     if place is None or start == 0:
         return []
     step = int(run.steps[edges(len(run.steps))[place]])
     loss_start, loss_end = start_and_end(run.series(f"loss/{task}")[1])
-    shed = (loss_start - loss_end) / abs(loss_start) if loss_start else float("nan")
+    shed = _shed(loss_start, loss_end)
     beside = float(others[np.flatnonzero(known)[-1]])
     evidence: dict[str, float | int | str] = {
         "since step": step, "median length at the start": start, "median length at the end": end, "the others' at the end": beside,
@@ -74,12 +113,18 @@ def _vanished(run: Run, task: str, every: Smooth) -> list[Finding]:
     gone = f"gradient has gone {size} by step {words.whole(step)} and stays there"
     moved = f"({words.number(loss_start)} → {words.number(loss_end)})"
     if shed >= LEARNED:
-        sentence = f"{task}'s {gone}, and so has its loss {moved}: it is learned, or its loss is weighed down."
+        sentence = f"{task}'s {gone}, and its loss has fallen, too {moved}: it is learned, or its loss is weighed down."
         return [Finding("collapse", "note", sentence, evidence, "If the loss is logged after its weight, look at the weight.")]
-    if shed >= HALF_LEARNED:
+    if shed >= HALF_LEARNED or (np.isnan(shed) and loss_end < loss_start):
         sentence = f"{task}'s {gone}; its loss has fallen {moved}: it is finished, or stuck."
         return [Finding("collapse", "note", sentence, evidence, f"Compare {task} with a run of it alone.")]
-    learned = f"its loss has not halved {moved}" if np.isfinite(shed) else "the log has no loss of it that would show progress"
+    learned = (
+        f"its loss has not halved {moved}"
+        if np.isfinite(shed)
+        else "the log has no loss of it that would show progress"
+        if np.isnan(loss_start)
+        else f"its loss shows no progress {moved}"
+    )
     return [Finding("collapse", "warning", f"{task} collapses: its {gone}, and {learned}.", evidence, _cure(task))]
 
 
@@ -90,12 +135,14 @@ def _cure(task: str) -> str:
     )
 
 
-def _weightless(run: Run, task: str, kind: str, called: str, every: Smooth) -> list[Finding]:
+def _weightless(run: Run, task: str, kind: str, called: str, every: Smooth, heard: Smooth) -> list[Finding]:
+    """A weight that has fallen, and not because it evens out lengths: what it leaves of a gradient is short beside the others'."""
     weights = every[task]
     known = np.isfinite(weights)
     if known.sum() < SHORTEST:
         return []
-    place = _since(weights < VANISHED * _beside(task, every), known)
+    quiet = ~(heard[task] >= FADED * _beside(task, heard))
+    place = _since(_fallen(weights, start_and_end(weights[known])[0], _beside(task, every)) & quiet, known)
     if place is None:
         return []
     step, end = int(run.steps[edges(len(run.steps))[place]]), start_and_end(weights[known])[1]
@@ -121,8 +168,8 @@ def _loss(run: Run, task: str) -> list[Finding]:
     if len(values) < 2 * SHORTEST:
         return []
     start, end = start_and_end(values)
-    error = mean(values[-max(5, len(values) // 10) :]).error
-    if end <= start + max(RISEN * abs(start), 3 * error):
+    error = MEDIAN * scatter(values) * (2 / max(5, len(values) // 10)) ** 0.5
+    if end <= start + max(RISEN * abs(start), ERRORS * error):
         return []
     cuts = edges(len(values))
     smooth = _medians(values)
@@ -133,10 +180,14 @@ def _loss(run: Run, task: str) -> list[Finding]:
         "rises": task,
         "loss at the start": start,
         "loss at the end": end,
-        "standard error at the end": error,
+        "standard error of the difference": error,
         "column": name,
     }
-    return [Finding("loss", "warning", sentence, evidence, f"Try a lower learning rate, and {task} alone, before any method.")]
+    advice = (
+        "Some losses are meant to rise: a divergence, an adversary's, one whose weight grows. Otherwise try a lower learning rate, "
+        f"and {task} alone, before any method."
+    )
+    return [Finding("loss", "warning", sentence, evidence, advice)]
 
 
 def _since(low: NDArray[np.bool_], known: NDArray[np.bool_]) -> int | None:

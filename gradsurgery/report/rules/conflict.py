@@ -34,7 +34,9 @@ def _in_conflict(run: Run, pair: Conflict) -> Finding:
     strength = "strongly" if pair.depth <= STRONG else "moderately" if pair.depth <= MODERATE else "weakly"
     steps = [words.span(stretch.first, stretch.last) for stretch in pair.stretches]
     throughout = pair.lasting == 1
-    when = f"throughout ({steps[0]})" if throughout else f"in {words.listed(steps, 3)}"
+    when = f"in {words.listed(steps, 3)}"
+    if throughout:
+        when = f"throughout ({steps[0]})" if pair.steps == len(run.steps) else f"in all steps that have both ({steps[0]})"
     count = sum(stretch.mean.count for stretch in pair.stretches)
     negative = sum(stretch.negative * stretch.mean.count for stretch in pair.stretches) / count
     error = f" ± {pair.stretches[0].mean.error:.2f}" if len(pair.stretches) == 1 else ""
@@ -77,7 +79,10 @@ def _without(pair: Conflict) -> Finding:
         sentence = f"{names}: {average}, which is too uncertain to call it a conflict; {negative}."
         return Finding("conflict", "note", sentence, evidence, "Record more steps.")
     if pair.rate > 0.25:
-        because = "as chance makes them of cosines around zero" if pair.mean.value < -CONFLICT else "in passing"
+        because = "in passing"
+        if pair.mean.value < -CONFLICT:
+            barely = pair.rate > 0.75
+            because = "but so little as makes no difference" if barely else "as chance makes them of cosines around zero"
         sentence = f"{names} do not conflict: {average}. {negative}, {because}; no stretch of steps stands out."
     else:
         sentence = f"{names} do not conflict: {average}; {negative}."

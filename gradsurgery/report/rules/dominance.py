@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from gradsurgery.report import words
-from gradsurgery.report.facts import shares
+from gradsurgery.report.facts import balanced, shares
 from gradsurgery.report.finding import Finding, Severity
 from gradsurgery.report.run import Run
 
@@ -42,13 +42,15 @@ def dominance(run: Run) -> list[Finding]:
 
 def _losses(run: Run, part: dict[str, float], strongest: str, ratio: float) -> Finding:
     heaviest = max(part, key=part.__getitem__)
-    balanced = "balanced " if any(len(run.series(f"balance/{task}")[1]) for task in part) else ""
-    sentence = f"Of the summed {balanced}loss {heaviest} holds the most: {words.shares(part)}."
+    weighed = balanced(run) and any(len(run.series(f"balance/{task}")[1]) for task in part)
+    negative = any((run.series(f"loss/{task}")[1] < 0).any() for task in part)
+    what = f"summed {'sizes of the ' if negative else ''}{'balanced ' if weighed else ''}loss{'es' if negative else ''}"
+    sentence = f"Of the {what} {heaviest} holds the most: {words.shares(part)}."
     disagree = heaviest != strongest and ratio >= EVEN
     if disagree:
         sentence += f" Loss and gradient disagree: {heaviest} has the larger loss, {strongest} the stronger pull."
     evidence = {f"share of the loss, {task}": value for task, value in part.items()}
-    columns = "loss/…, balance/…" if balanced else "loss/…"
+    columns = "loss/…, balance/…" if weighed else "loss/…"
     return Finding("dominance", "note" if disagree else "ok", sentence, {**evidence, "columns": columns})
 
 

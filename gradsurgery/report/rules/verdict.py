@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradsurgery.report import words
 from gradsurgery.report.facts import Conflict, conflicts
-from gradsurgery.report.finding import Finding
+from gradsurgery.report.finding import Finding, Severity
+from gradsurgery.report.rules.steps import present
 from gradsurgery.report.run import Run
 
 ENOUGH = 50  # recorded steps: with fewer, a mean cosine is known to ±0.05 at best where single steps scatter by a third
 BROKEN = ("collapse", "loss", "steps", "absence")  # kinds of findings
+COMPARE = "compare what the tasks reach with a run of the plain sum"
 FIRST = (
     "Compare with a tuned weighted sum first, over several seeds: it is a strong competitor "
     "(Kurin et al. 2022, arXiv:2201.04122; Xin et al. 2022, arXiv:2209.11379)."
@@ -29,35 +33,53 @@ def verdict(run: Run, found: Sequence[Finding]) -> Finding:
     torn = [pair for pair in conflicts(run) if pair.worth_acting]
     between = {task for pair in torn for task in (pair.one, pair.other)}
     warned = [one for one in found if one.severity == "warning"]
-    # That a loss rises is no fault of its own where its task is in a conflict: it is what a conflict does.
-    broken = [one for one in warned if one.kind in BROKEN and not (one.kind == "loss" and one.evidence.get("rises") in between)]
+    # A loss that rises may be meant to, and where its task is in a conflict, that is what a conflict does.
+    broken = [one for one in warned if one.kind in BROKEN and "rises" not in one.evidence]
+    risen = [one for one in warned if "rises" in one.evidence and one.evidence["rises"] not in between]
     conflict, layers, lengths = bool(torn), *(any(one.kind == kind for one in warned) for kind in ("layers", "dominance"))
     if broken:
         more = " Conflict and lengths can be judged once that is repaired." if conflict or layers or lengths else ""
         sentence = f"Something is broken that no surgery repairs. {broken[0].sentence}"
         return Finding("verdict", "warning", sentence + more, evidence, "Repair that first; the findings below say where to look.")
     if conflict or layers:
-        return Finding("verdict", "warning", _torn(torn), evidence, _next(conflict, lengths))
+        return Finding("verdict", "warning", _torn(run, torn, found), evidence, _next(found, conflict, lengths))
+    severity, sentence, advice = _calm(run, found, risen, lengths=lengths)
+    return Finding("verdict", severity, sentence, evidence, advice)
+
+
+def _calm(run: Run, found: Sequence[Finding], risen: Sequence[Finding], *, lengths: bool) -> tuple[Severity, str, str]:
+    """Severity, sentence and advice where nothing is broken and no pair of tasks conflicts for long."""
+    measured = max((len(run.series(column)[0]) for column in run.pairs.values()), default=0)  # of the pair with the most
+    if measured < ENOUGH:
+        steps = f"{words.whole(measured)} recorded step{'s' if measured != 1 else ''} with a cosine"
+        but = " but that the gradients' lengths are lopsided" if lengths else ""
+        sentence = f"Nothing stands out{but}: {steps} {'is' if measured == 1 else 'are'} too few for a verdict."
+        return "note", sentence, f"Record {ENOUGH} steps at least, better some hundreds."
+    if risen:
+        sentence = f"No pair of tasks conflicts for long, so that surgery has nothing to do; but {risen[0].sentence}"
+        return "note", sentence, risen[0].advice
     if lengths:
         sentence = (
             "Surgery of directions is not needed: no pair of tasks conflicts for long. The gradients' lengths are lopsided, though."
         )
         advice = f"Weigh the losses, or try a balancer (uw, gradnorm) or a method that evens lengths out (imtlg, nashmtl). {FIRST}"
-        return Finding("verdict", "note", sentence, evidence, advice)
-    if len(run.steps) < ENOUGH:
-        sentence = f"Nothing stands out, but {len(run.steps)} recorded steps are too few for a verdict."
-        return Finding("verdict", "note", sentence, evidence, f"Record {ENOUGH} steps at least, better some hundreds.")
+        if _at_work(found):
+            advice = f"Here a method weighed them: see its weights below, and {COMPARE}. {FIRST}"
+        return "note", sentence, advice
+    faded = any(one.kind == "collapse" for one in found)
     sentence = (
-        "Surgery is not needed, as far as this log shows: conflicts are absent, rare or weak, no task's gradient drowns the "
-        "others, and no task has stopped learning."
+        "Surgery is not needed, as far as this log shows: conflicts are absent, rare or weak"
+        f"{' and' if faded else ','} no task's gradient drowns the others{'' if faded else ', and none has gone to nothing'}."
     )
-    return Finding(
-        "verdict",
-        "ok",
-        sentence,
-        evidence,
-        "Keep the weighted sum of losses, and spend the effort on its weights and the learning rate.",
-    )
+    advice = "Keep the weighted sum of losses, and spend the effort on its weights and the learning rate."
+    if _at_work(found):
+        advice = f"A method was at work, for which this log shows no need: {COMPARE}."
+    return "ok", sentence, advice
+
+
+def _at_work(found: Sequence[Finding]) -> bool:
+    """Whether a method's weights made something else of the gradients than their sum."""
+    return any(one.kind == "surgery" and one.severity == "note" for one in found)
 
 
 def _missing(run: Run) -> tuple[str, str] | None:
@@ -69,6 +91,9 @@ def _missing(run: Run) -> tuple[str, str] | None:
     if len(run.tasks) == 1:
         return f"There is one task, {run.tasks[0]}, and so nothing for it to conflict with.", ""
     if not any(len(run.series(f"norm/{task}")[0]) for task in run.tasks):
+        here = np.sum(list(present(run).values()), axis=0)
+        if (here == 1).any() and (here <= 1).all():
+            return "There is no verdict: in every recorded step one task alone had a gradient, which conflicts with none.", ""
         return (
             "There is no verdict: log.csv holds no lengths of gradients (norm/…), so conflict and dominance cannot be seen.",
             "Methods that treat every coordinate by itself record them with GradientAggregator(..., diagnostics=True).",
@@ -78,19 +103,25 @@ def _missing(run: Run) -> tuple[str, str] | None:
     return None
 
 
-def _torn(torn: Sequence[Conflict]) -> str:
+def _torn(run: Run, torn: Sequence[Conflict], found: Sequence[Finding]) -> str:
     if not torn:
         return "Tasks conflict at some layers, where surgery may help; over all that is shared no pair conflicts for long."
     worst = sorted(torn, key=lambda pair: pair.depth * pair.lasting)
     first = worst[0]
     when = words.listed((words.span(one.first, one.last) for one in first.stretches), 3)
-    most = f"in {words.percent(first.lasting)} of the recorded steps ({when})" if first.lasting < 1 else "throughout"
+    always = first.steps == len(run.steps)
+    most = "throughout" if always else f"in all recorded steps that have both ({when})"
+    if first.lasting < 1:
+        most = f"in {words.percent(first.lasting)} of the recorded steps{'' if always else ' that have both'} ({when})"
     others = words.listed((pair.name for pair in worst[1:]), 4)
     more = f"; so do {others}" if len(worst) > 2 else f"; so does {others}" if others else ""
-    return f"Surgery may help: {first.one} and {first.other} pull the shared part apart {most}{more}."
+    so = "The tasks conflict, and a method was at work" if _at_work(found) else "Surgery may help"
+    return f"{so}: {first.one} and {first.other} pull the shared part apart {most}{more}."
 
 
-def _next(conflict: bool, lengths: bool) -> str:
+def _next(found: Sequence[Finding], conflict: bool, lengths: bool) -> str:
+    if _at_work(found):
+        return f"Whether it helps, this run cannot say: {COMPARE}. {FIRST}"
     where = "" if conflict else ' with group_by="layer", so that it acts where the conflict is'
     advice = f"Try pcgrad, upgrad or cagrad{where}"
     advice += "; lengths are lopsided, too, which nashmtl or imtlg take into account. " if lengths else ". "

@@ -8,12 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from gradsurgery.report import words
-from gradsurgery.report.facts import SETTLED, Drift, drift
+from gradsurgery.report.facts import FINE, SETTLED, Drift, drift
 from gradsurgery.report.finding import Finding
 from gradsurgery.report.run import Run
 
 UNCHANGED = 0.01  # weights that differ among the tasks by less, on average, leave the sum as it is
-FINE = 1e-9
 
 
 def weights(run: Run) -> list[Finding]:
@@ -38,11 +37,15 @@ def _settled(run: Run, column: str, label: str) -> list[Finding]:
             Finding("weights", "note", f"{label}: too few logged steps to tell whether they settled.", {"columns": f"{column}/…"})
         ]
     evidence = {**{task: f"{one.third:.4f} → {one.last:.4f}" for task, one in moved.items()}, "columns": f"{column}/…"}
-    if all(abs(one.third - one.last) <= FINE * abs(one.last) for one in moved.values()):
+    if all(one.still for one in moved.values()):
         sentence = f"{label} stayed at {', '.join(f'{task} {one.last:.3f}' for task, one in moved.items())}."
         return [Finding("weights", "ok", sentence, evidence)]
     wandering = [task for task, one in moved.items() if not one.settled]
-    verdict = f"{words.listed(wandering)} still drifted by more than {words.percent(SETTLED)}" if wandering else "they had settled"
+    verdict = "they had settled"
+    if wandering:
+        verdict = f"{words.listed(wandering)} still drifted by more than {words.percent(SETTLED)}"
+    elif any(abs(one.last - one.third) > SETTLED * abs(one.third) for one in moved.values()):
+        verdict = "that is no more than they scatter from step to step"
     sentence = f"{label}, mean of the third quarter of the run → of the last: {_moves(moved)}; {verdict}."
     return [Finding("weights", "note" if wandering else "ok", sentence, evidence)]
 
@@ -74,7 +77,11 @@ def surgery(run: Run) -> list[Finding]:
             if spread.max() > FINE
             else "are the same for all tasks"
         )
-        sentence = f"{whose} weights {differ}: what the shared part received was the plain sum of the gradients, or as good as."
+        size = float(sizes[here].mean())
+        what = "the plain sum of the gradients" + ("" if abs(size - 1) <= UNCHANGED else f" times {words.number(size)}")
+        sentence = f"{whose} weights {differ}: what the shared part received was {what}, or as good as."
+        if run.layers is not None:
+            sentence = f"{whose} weights {differ}, averaged over the layers."
         return [Finding("surgery", "ok", sentence, evidence)]
     sentence = (
         f"{whose} weights differ among the tasks in {words.percent(changed)} of the recorded steps, by "
