@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradsurgery.report.run import Run
-from gradsurgery.report.series import SHORTEST, Mean, Stretch, low_stretches, mean, scatter
+from gradsurgery.report.series import SHORTEST, Mean, Stretch, low_stretches, mean, resemblance, scatter
 
 SETTLED = 0.05  # a weight that moves by less than this share of itself in the last quarter counts as settled
 MOVED = 3.0  # standard errors by which a weight's means have to differ, so that its noise is no drift
@@ -59,6 +59,11 @@ class Conflict:
     def depth(self) -> float:
         """The mean cosine over those stretches."""
         return pooled(self.stretches)
+
+    @property
+    def leaning(self) -> bool:
+        """As deep on average, but over too few steps, or too much alike, for a stretch of conflict."""
+        return not self.stretches and self.mean.value <= MODERATE
 
     @property
     def worth_acting(self) -> bool:
@@ -142,7 +147,7 @@ def drift(run: Run, column: str) -> Drift:
     third, last = mean(values[count // 2 : count * 3 // 4]).value, mean(values[count * 3 // 4 :]).value
     still = bool(count) and bool(values.max() - values.min() <= FINE * np.abs(values).max())
     half = values[count // 2 :]
-    error = scatter(half) * (4 / len(half)) ** 0.5 if len(half) >= SHORTEST else 0.0
+    error = scatter(half, resemblance(half)) * (4 / len(half)) ** 0.5 if len(half) >= SHORTEST else 0.0
     return Drift(third, last, error, still)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 BINS = 400  # a longer series is cut into so many means first: the time that it takes does not depend on the run's length
 SHORTEST = 10  # recorded steps (or bins) of a stretch: over fewer, a mean of cosines says nothing yet
-ALIKE = 0.95  # ρ is taken for no more: a run hardly holds what would show it
+ALIKE = 0.8  # ρ is taken for no more: a level that changes smoothly looks like more, too
 LEVELS = 4.0  # by how many standard errors two neighbouring levels have to differ; of 400 random places the best comes to 3.5
 
 
@@ -56,11 +56,10 @@ def inflation(values: NDArray[np.float64]) -> float:
     return float(np.sqrt((1 + rho) / (1 - rho)))
 
 
-def scatter(values: NDArray[np.float64]) -> float:
+def scatter(values: NDArray[np.float64], rho: float) -> float:
     """What a mean over n neighbours errs by, times √n: the deviation of single numbers around their level, and ``inflation``."""
     if len(values) < 2:
         return 0.0
-    rho = resemblance(values)
     return float(np.sqrt(np.mean(np.diff(values) ** 2) / (2 * (1 - rho)) * (1 + rho) / (1 - rho)))
 
 
@@ -99,7 +98,7 @@ def levels(values: NDArray[np.float64]) -> list[tuple[int, int]]:
     cuts = edges(len(values))
     sizes = np.diff(cuts)
     means = np.add.reduceat(values, cuts[:-1]) / sizes
-    noise = scatter(means)
+    noise = scatter(means, resemblance(means))
     found, pending = [], [(0, len(means))]
     while pending:
         first, end = pending.pop()
@@ -153,10 +152,11 @@ def low_stretches(steps: NDArray[np.int64], values: NDArray[np.float64], below: 
             else:
                 kept.append((first, end))
     found = []
-    noise = scatter(values)  # cutting takes out of the residuals what made them alike: the error is no less than this says
+    rho = resemblance(values)  # cutting takes out of the residuals what made them alike: the error is no less than this says
     for first, end in kept:
-        error = max(_error(residuals[first:end]), noise / (end - first) ** 0.5)
-        part = Mean(float(values[first:end].mean()), error, end - first)
+        here = values[first:end]
+        error = max(_error(residuals[first:end]), scatter(here, rho) / len(here) ** 0.5)
+        part = Mean(float(here.mean()), error, end - first)
         if part.count >= SHORTEST and part.value <= -errors * part.error:
             found.append(Stretch(int(steps[first]), int(steps[end - 1]), part, float((values[first:end] < 0).mean())))
     return found

@@ -124,6 +124,13 @@ def test_a_negative_mean_of_a_few_wild_steps_is_called_uncertain(tmp_path: Path)
     assert (pair.severity, "too uncertain to call it a conflict" in pair.sentence) == ("note", True)
 
 
+def test_an_uncertain_conflict_is_no_clean_bill(tmp_path: Path) -> None:
+    cosines = np.tile([0.7, -0.95], 30)
+    found = _judged(tmp_path, {"norm/a": np.ones(60), "norm/b": np.ones(60), "cosine/a-b": cosines})
+    assert found[0].severity == "note"
+    assert "No conflict is certain, but a and b lean to one: their cosine averages −0.12 ± 0.11" in found[0].sentence
+
+
 def test_constant_cosines_conflict_or_do_not(tmp_path: Path) -> None:
     base = {"norm/a": np.ones(60), "norm/b": np.ones(60)}
     opposed = _judged(tmp_path / "opposed", {**base, "cosine/a-b": np.full(60, -0.5)})

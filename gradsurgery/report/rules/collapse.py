@@ -11,7 +11,7 @@ from gradsurgery.report import words
 from gradsurgery.report.facts import LASTING, start_and_end
 from gradsurgery.report.finding import Finding
 from gradsurgery.report.run import Run
-from gradsurgery.report.series import SHORTEST, edges, scatter
+from gradsurgery.report.series import SHORTEST, edges, inflation
 
 VANISHED = 0.01  # of a task's first lengths, or of the others': the trunk no longer hears it
 FADED = 0.1  # of both: a task short beside the others may always have been; one short beside its start may stand as they do
@@ -19,7 +19,7 @@ LEARNED = 0.9  # share of its first loss that a task has shed: then a short grad
 HALF_LEARNED = 0.5
 RISEN = 0.1  # of its first size, by which a loss has to stand above it
 ERRORS = 3.0  # standard errors of the difference, by which it has to, too
-MEDIAN = 1.25  # standard errors of means that are one of a median
+MEDIAN = 1.3  # median differences of neighbours, by which a median errs, times √n
 SMOOTH = 9  # bins of a running median: single steps do not count
 
 
@@ -168,7 +168,7 @@ def _loss(run: Run, task: str) -> list[Finding]:
     if len(values) < 2 * SHORTEST:
         return []
     start, end = start_and_end(values)
-    error = MEDIAN * scatter(values) * (2 / max(5, len(values) // 10)) ** 0.5
+    error = MEDIAN * float(np.median(np.abs(np.diff(values)))) * inflation(values) * (2 / max(5, len(values) // 10)) ** 0.5
     if end <= start + max(RISEN * abs(start), ERRORS * error):
         return []
     cuts = edges(len(values))

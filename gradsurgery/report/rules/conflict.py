@@ -39,10 +39,11 @@ def _in_conflict(run: Run, pair: Conflict) -> Finding:
         when = f"throughout ({steps[0]})" if pair.steps == len(run.steps) else f"in all steps that have both ({steps[0]})"
     count = sum(stretch.mean.count for stretch in pair.stretches)
     negative = sum(stretch.negative * stretch.mean.count for stretch in pair.stretches) / count
-    error = f" ± {pair.stretches[0].mean.error:.2f}" if len(pair.stretches) == 1 else ""
+    digits = 3 if len(pair.stretches) == 1 and pair.stretches[0].mean.error < 0.005 else 2  # no error of 0.00
+    error = f" ± {pair.stretches[0].mean.error:.{digits}f}" if len(pair.stretches) == 1 else ""
     sentence = (
-        f"{pair.one} and {pair.other} conflict {strength} {when}: their cosine averages {words.signed(pair.depth)}{error} there, "
-        f"and {words.percent(negative)} of those {words.whole(count)} recorded steps are negative"
+        f"{pair.one} and {pair.other} conflict {strength} {when}: their cosine averages {words.signed(pair.depth, digits)}{error} "
+        f"there, and {words.percent(negative)} of those {words.whole(count)} recorded steps are negative"
     )
     if not throughout:
         outside = (pair.mean.value * pair.steps - pair.depth * count) / (pair.steps - count)

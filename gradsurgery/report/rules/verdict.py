@@ -55,6 +55,11 @@ def _calm(run: Run, found: Sequence[Finding], risen: Sequence[Finding], *, lengt
         but = " but that the gradients' lengths are lopsided" if lengths else ""
         sentence = f"Nothing stands out{but}: {steps} {'is' if measured == 1 else 'are'} too few for a verdict."
         return "note", sentence, f"Record {ENOUGH} steps at least, better some hundreds."
+    if unsure := sorted((one for one in conflicts(run) if one.leaning), key=lambda one: one.mean.value):
+        pair = unsure[0]
+        average = f"{words.signed(pair.mean.value)} ± {pair.mean.error:.2f}"
+        sentence = f"No conflict is certain, but {pair.one} and {pair.other} lean to one: their cosine averages {average}."
+        return "note", sentence, "Record more steps."
     if risen:
         sentence = f"No pair of tasks conflicts for long, so that surgery has nothing to do; but {risen[0].sentence}"
         return "note", sentence, risen[0].advice
