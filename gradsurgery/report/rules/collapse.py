@@ -130,6 +130,7 @@ def _loss(run: Run, task: str) -> list[Finding]:
     since = "" if place is None else f" since step {words.whole(int(steps[cuts[place]]))}"
     sentence = f"{task}'s loss stands above its start{since}: {words.number(start)} → {words.number(end)}."
     evidence: dict[str, float | int | str] = {
+        "rises": task,
         "loss at the start": start,
         "loss at the end": end,
         "standard error at the end": error,

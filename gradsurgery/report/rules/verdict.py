@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gradsurgery.report import words
-from gradsurgery.report.facts import conflicts
+from gradsurgery.report.facts import Conflict, conflicts
 from gradsurgery.report.finding import Finding
 from gradsurgery.report.run import Run
 
 ENOUGH = 50  # recorded steps: with fewer, a mean cosine is known to ±0.05 at best where single steps scatter by a third
+BROKEN = ("collapse", "loss", "steps", "absence")  # kinds of findings
 FIRST = (
     "Compare with a tuned weighted sum first, over several seeds: it is a strong competitor "
     "(Kurin et al. 2022, arXiv:2201.04122; Xin et al. 2022, arXiv:2209.11379)."
@@ -23,22 +24,20 @@ def verdict(run: Run, found: Sequence[Finding]) -> Finding:
         f"warnings: {kind}": sum(one.kind == kind and one.severity == "warning" for one in found) for kind in _kinds(found)
     }
 
-    def warned(kind: str) -> bool:
-        return any(one.kind == kind and one.severity == "warning" for one in found)
-
     if missing := _missing(run):
         return Finding("verdict", "note", missing[0], evidence, missing[1])
-    broken = warned("collapse") or warned("loss") or warned("steps") or warned("absence")
-    conflict, layers, lengths = warned("conflict"), warned("layers"), warned("dominance")
+    torn = [pair for pair in conflicts(run) if pair.worth_acting]
+    between = {task for pair in torn for task in (pair.one, pair.other)}
+    warned = [one for one in found if one.severity == "warning"]
+    # That a loss rises is no fault of its own where its task is in a conflict: it is what a conflict does.
+    broken = [one for one in warned if one.kind in BROKEN and not (one.kind == "loss" and one.evidence.get("rises") in between)]
+    conflict, layers, lengths = bool(torn), *(any(one.kind == kind for one in warned) for kind in ("layers", "dominance"))
     if broken:
-        parts = [
-            one.sentence for one in found if one.severity == "warning" and one.kind in ("collapse", "loss", "steps", "absence")
-        ]
         more = " Conflict and lengths can be judged once that is repaired." if conflict or layers or lengths else ""
-        sentence = f"Something is broken that no surgery repairs. {parts[0]}"
+        sentence = f"Something is broken that no surgery repairs. {broken[0].sentence}"
         return Finding("verdict", "warning", sentence + more, evidence, "Repair that first; the findings below say where to look.")
     if conflict or layers:
-        return Finding("verdict", "warning", _torn(run, conflict), evidence, _next(conflict, lengths))
+        return Finding("verdict", "warning", _torn(torn), evidence, _next(conflict, lengths))
     if lengths:
         sentence = (
             "Surgery of directions is not needed: no pair of tasks conflicts for long. The gradients' lengths are lopsided, though."
@@ -79,15 +78,16 @@ def _missing(run: Run) -> tuple[str, str] | None:
     return None
 
 
-def _torn(run: Run, conflict: bool) -> str:
-    if not conflict:
+def _torn(torn: Sequence[Conflict]) -> str:
+    if not torn:
         return "Tasks conflict at some layers, where surgery may help; over all that is shared no pair conflicts for long."
-    worst = sorted((pair for pair in conflicts(run) if pair.worth_acting), key=lambda pair: pair.depth * pair.lasting)
-    pairs = words.listed([f"{pair.one} and {pair.other}" for pair in worst], 3) if len(worst) == 1 else words.listed(
-        [pair.name for pair in worst], 4)  # fmt: skip
-    when = words.listed((words.span(one.first, one.last) for one in worst[0].stretches), 3)
-    most = f"in {words.percent(worst[0].lasting)} of the recorded steps ({when})" if worst[0].lasting < 1 else "throughout"
-    return f"Surgery may help: {pairs} pull the shared part apart{'' if len(worst) == 1 else ', the first'} {most}."
+    worst = sorted(torn, key=lambda pair: pair.depth * pair.lasting)
+    first = worst[0]
+    when = words.listed((words.span(one.first, one.last) for one in first.stretches), 3)
+    most = f"in {words.percent(first.lasting)} of the recorded steps ({when})" if first.lasting < 1 else "throughout"
+    others = words.listed((pair.name for pair in worst[1:]), 4)
+    more = f"; so do {others}" if len(worst) > 2 else f"; so does {others}" if others else ""
+    return f"Surgery may help: {first.one} and {first.other} pull the shared part apart {most}{more}."
 
 
 def _next(conflict: bool, lengths: bool) -> str:
