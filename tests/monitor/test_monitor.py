@@ -1,0 +1,652 @@
+"""``Monitor``: training is the same with it, and its rows are what happened."""
+
+from __future__ import annotations
+
+import copy
+import csv
+import gc
+import math
+import pickle
+import statistics
+import subprocess
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monitor.problem import TASKS, Losses, Net, batch, train
+from torch import Tensor, nn
+
+import gradsurgery as gs
+from gradsurgery.monitor.monitor import _monitors
+from gradsurgery.monitor.rows import Row
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(path: Path, column: str) -> list[float]:
+    return [float(row[column]) for row in table(path) if row[column]]
+
+
+def state(net: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in net.parameters()]
+
+
+# --- training is the same -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("balanced", [False, True], ids=["plain", "balanced"])
+@pytest.mark.parametrize(("form", "every"), [("split", 1), ("detach", 1), ("parameters", 1), ("split", 2), ("parameters", 2)])
+def test_parameters_are_the_same_bits(tmp_path: Path, form: str, every: int, balanced: bool) -> None:
+    """With and without, after 50 steps with dropout; also the random state, and the balancer."""
+
+    def run(watched: bool) -> tuple[list[Tensor], Tensor]:
+        net, surgery = Net(), gs.GradientAggregator("pcgrad", tasks=TASKS, every=every)
+        balancer = gs.UncertaintyWeighting(TASKS) if balanced else None
+        if balancer is not None:
+            net.optimizer.add_param_group({"params": list(balancer.parameters())})
+        after: Callable[[int, Losses], None] = lambda step, losses: None  # noqa: E731
+        if watched:
+            folder = tmp_path / "run"
+            sinks = (folder, gs.TensorBoardSink(folder / "tensorboard"), lambda step, values: None)
+            monitor = gs.Monitor(surgery, *sinks, balancer=balancer, read_every=7, capacity=5)
+            after = lambda step, losses: monitor.log({"lr": 0.01, "total": sum(losses.values())})  # noqa: E731
+        train(net, surgery, form, 50, after, balancer)
+        if watched:
+            monitor.close()
+            assert len(table(folder / "log.csv")) == 50
+        found = state(net) + ([] if balancer is None else state(balancer))
+        return found, torch.get_rng_state()
+
+    (plain, random), (watched, random_watched) = run(False), run(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+    assert torch.equal(random, random_watched)
+
+
+def test_the_same_bits_under_a_gradient_scaler(tmp_path: Path) -> None:
+    def run(folder: Path | None) -> list[Tensor]:
+        net, surgery = Net(), gs.GradientAggregator("pcgrad", tasks=TASKS)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=5)
+        if folder is not None:
+            gs.Monitor(surgery, folder, read_every=7)
+        for step in range(30):
+            torch.manual_seed(step)
+            net.optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                x, y = batch(step)
+                views = surgery.split(net.trunk(x))
+                losses = surgery.observe({task: net.loss(task, z, y) for task, z in zip(TASKS, views, strict=True)})
+            total = torch.stack(list(losses.values())).sum()
+            scaler.scale(total * math.inf if step % 9 == 4 else total).backward()
+            scaler.step(net.optimizer)
+            scaler.update()
+        return state(net)
+
+    for plain, watched in zip(run(None), run(tmp_path / "run"), strict=True):
+        assert torch.equal(plain, watched)
+    gc.collect()  # nobody holds the monitor but the aggregator
+    rows = table(tmp_path / "run" / "log.csv")
+    assert len(rows) == 30
+    assert [int(row["step"]) for row in rows if float(row["nonfinite"])] == [4, 13, 22]
+    assert [row["step"] for row in rows if math.isnan(float(row["norm"]))] == [
+        row["step"] for row in rows if float(row["nonfinite"])
+    ]
+
+
+@pytest.mark.parametrize("tasks", [2, 3])
+def test_observing_is_the_plain_loop(tmp_path: Path, tasks: int) -> None:
+    """``"sum"`` through split beside a loop without aggregator: the same bits for two tasks, to the rounding of a sum for more."""
+    names = TASKS[:tasks]
+    observed, plain = Net(names), Net(names)
+    surgery = gs.GradientAggregator("sum", tasks=names)
+    with gs.Monitor(surgery, tmp_path, read_every=7):
+        train(observed, surgery, "split", 50)
+    for step in range(50):
+        torch.manual_seed(step)
+        plain.optimizer.zero_grad()
+        x, y = batch(step)
+        z = plain.trunk(x)
+        torch.stack([plain.loss(task, z, y) for task in names]).sum().backward()
+        plain.optimizer.step()
+    for p, q in zip(observed.parameters(), plain.parameters(), strict=True):
+        if tasks == 2:
+            assert torch.equal(p, q)
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+# --- rows -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_what_happened(tmp_path: Path) -> None:
+    """In the ring, the folder, the function and TensorBoard: the same numbers, which read back exactly."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    net, surgery = Net(), gs.GradientAggregator("mgda", tasks=TASKS)
+    balancer = gs.UncertaintyWeighting(TASKS, kinds=("classification", "regression", "regression"))
+    heard: dict[int, dict[str, float]] = {}
+    told: list[dict[str, float]] = []
+    monitor = gs.Monitor(
+        surgery, tmp_path, gs.TensorBoardSink(tmp_path / "curves"), heard.__setitem__, balancer=balancer, read_every=7
+    )
+
+    def after(step: int, losses: Losses) -> None:
+        told.append({task: float(loss) for task, loss in losses.items()})
+        with torch.no_grad():
+            balancer.log_vars.add_(0.01)
+        monitor.log({"lr": 0.1 / (step + 1), "score": torch.tensor(step, dtype=torch.int32)})
+        if step == 9:
+            monitor.log({"val/miou": 0.25})
+
+    train(net, surgery, "split", 20, after, balancer)
+    assert len(monitor.rows) in (14, 19)  # what is not read yet
+    monitor.flush()
+    assert [row.step for row in monitor.rows] == list(range(20))
+    for row, step, losses in zip(monitor.rows, surgery.history, told, strict=True):
+        v = row.values
+        assert {name: v[name] for name in step.scalars()} == step.scalars()
+        assert [v[f"loss/{task}"] for task in TASKS] == list(losses.values())
+        variance = torch.tensor(0.0).add_(0.0)
+        for _ in range(row.step):
+            variance.add_(0.01)
+        assert v["variance/depth"] == pytest.approx(math.exp(float(variance)))
+        assert v["balance/seg"] == pytest.approx(math.exp(-float(variance)))
+        assert v["balance/depth"] == pytest.approx(math.exp(-float(variance)) / 2)
+        assert (v["lr"], v["score"]) == (0.1 / (row.step + 1), row.step)
+        assert ("val/miou" in v) == (row.step == 9)
+        norms = [s.norm for s in surgery.history[: row.step + 1]]
+        assert v["norm_mean"] == pytest.approx(statistics.fmean(norms))
+        assert v["norm_deviation"] == pytest.approx(statistics.pstdev(norms), abs=1e-12)
+    assert heard == {row.step: row.values for row in monitor.rows}
+    monitor.close()
+    written = table(tmp_path / "log.csv")
+    assert [int(row["step"]) for row in written] == list(range(20))
+    for row, cells in zip(monitor.rows, written, strict=True):
+        assert {name: float(cell) for name, cell in cells.items() if cell and name != "step"} == row.values
+    columns = list(written[0])
+    assert columns[:6] == ["step", "lr", *(f"loss/{task}" for task in TASKS), "balance/seg"]
+    assert columns.index("cosine/seg-depth") < columns.index("conflicts") < columns.index("norm_mean") < columns.index("val/miou")
+    curves = EventAccumulator(str(tmp_path / "curves"), size_guidance={"scalars": 0})
+    curves.Reload()
+    assert set(curves.Tags()["scalars"]) == set(columns) - {"step"}
+    for name in ("loss/seg", "norm", "cosine/seg-normal", "val/miou"):
+        events = {event.step: event.value for event in curves.Scalars(name)}
+        assert events == pytest.approx({row.step: row.values[name] for row in monitor.rows if name in row.values}, rel=1e-6)
+    assert not (tmp_path / "layers.csv").exists()
+
+
+def test_the_running_mean_is_over_the_last_100_steps() -> None:
+    surgery = gs.GradientAggregator("sum", tasks=("a",))
+    monitor = gs.Monitor(surgery, read_every=17)
+    for step in range(250):
+        x = torch.zeros(4, requires_grad=True)
+        (z,) = surgery.split(x * 1)
+        (z.sum() * (math.nan if step in (120, 249) else 1 + step % 13)).backward()
+    monitor.flush()
+    norms: list[float] = []
+    for row in monitor.rows:
+        norms += [row.values["norm"]] if math.isfinite(row.values["norm"]) else []
+        assert row.values["norm_mean"] == pytest.approx(statistics.fmean(norms[-100:]), rel=1e-14)
+        assert row.values["norm_deviation"] == pytest.approx(statistics.pstdev(norms[-100:]), rel=1e-12, abs=1e-14)
+    assert len(norms) == 248
+
+
+def test_broken_and_absent_tasks_are_counted(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("pcgrad")  # tasks become known as they appear
+    monitor = gs.Monitor(surgery, tmp_path, read_every=4)
+    for step in range(12):
+        names = ["a"] if step < 3 else ["a", "b"] if step % 4 else ["b"]
+        x = torch.zeros(4, requires_grad=True)
+        views = surgery.split(x * 1, names)
+        factors = [math.inf if (name, step) in (("b", 5), ("b", 6), ("a", 9)) else 1.0 for name in names]
+        torch.stack([z.sum() * factor for z, factor in zip(views, factors, strict=True)]).sum().backward()
+    monitor.close()
+    assert monitor.counts == {"nonfinite": {"b": 2, "a": 1}, "absent": {"a": 2}}
+    rows = table(tmp_path / "log.csv")
+    assert list(rows[0])[1:6] == ["weight/a", "weight/b", "norm/a", "norm/b", "norm"]  # one came later
+    assert [row["norm/b"] == "" for row in rows] == [True] * 3 + [False] * 9
+    assert [row["absent"] for row in rows] == ["1.0" if step in (4, 8) else "0.0" for step in range(12)]
+    assert [row["nonfinite"] for row in rows] == ["1.0" if step in (5, 6, 9) else "0.0" for step in range(12)]
+
+
+def test_steps_without_k_have_rows(tmp_path: Path) -> None:
+    """Coordinate-wise methods, weights that serve again, and a task that is alone."""
+    for method, options, expected in (
+        ("trimmed_mean", {}, {"absent", "loss/seg", "loss/depth", "loss/normal"}),
+        ("pcgrad", {"every": 2}, {"absent", *(f"{kind}/{task}" for kind in ("loss", "weight") for task in TASKS)}),
+    ):
+        surgery = gs.GradientAggregator(method, tasks=TASKS, **options)  # type: ignore[arg-type]
+        monitor = gs.Monitor(surgery)
+        train(Net(), surgery, "split", 4)
+        monitor.flush()
+        assert len(monitor.rows) == 4
+        assert set(monitor.rows[3].values) == expected
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS)
+    monitor = gs.Monitor(surgery)
+    net = Net()
+    x, y = batch(0)
+    surgery.backward({"depth": net.loss("depth", net.trunk(x), y)}, shared=net.trunk)
+    monitor.flush()
+    assert set(monitor.rows[0].values) == {"absent", "loss/depth", "weight/depth"}
+
+
+def test_each_nth_step_and_what_is_logged_between(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("sum", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path, every=4, read_every=2)
+    monitor.log({"before": 1})
+    train(Net(), surgery, "split", 11, lambda step, losses: monitor.log({"val": step}) if step in (4, 6, 10) else None)
+    monitor.close()
+    assert [(row.step, row.values.get("val")) for row in monitor.rows] == [(0, None), (4, 4), (6, 6), (8, None), (10, 10)]
+    assert monitor.rows[0].values["before"] == 1
+    assert "norm" not in monitor.rows[2].values
+    assert [row["step"] for row in table(tmp_path / "log.csv")] == ["0", "4", "6", "8", "10"]
+
+
+def test_what_is_logged_after_a_flush_joins_the_row(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("sum", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path, gs.TensorBoardSink(tmp_path / "curves"))
+    train(Net(), surgery, "split", 3)
+    monitor.flush()
+    monitor.log({"val": 0.5})
+    train(Net(), surgery, "split", range(3, 5))
+    monitor.close()
+    rows = table(tmp_path / "log.csv")
+    assert [(row["step"], row["val"]) for row in rows] == [("0", ""), ("1", ""), ("2", "0.5"), ("3", ""), ("4", "")]
+    assert all(row["norm"] for row in rows)
+    assert [row.step for row in monitor.rows] == list(range(5))
+    assert monitor.rows[4].values["norm_mean"] == pytest.approx(statistics.fmean(s.norm for s in surgery.history))
+
+
+def test_layers(tmp_path: Path) -> None:
+    """Against means over the statistics' own Gram matrices, window by window; a task is absent now and then."""
+    net, surgery = Net(dropout=0.0), gs.GradientAggregator("pcgrad", tasks=TASKS, group_by="layer")
+    with gs.Monitor(surgery, tmp_path, read_every=7) as monitor:
+        for step in range(17):
+            x, y = batch(step)
+            z = net.trunk(x)
+            losses = {task: net.loss(task, z, y) for task in TASKS if step % 3 or task != "seg"}
+            surgery.backward(losses, shared=net.trunk)
+        assert monitor.rows[0].layers is not None
+    rows = table(tmp_path / "layers.csv")
+    assert [(row["step"], row["steps"], row["layer"]) for row in rows] == [
+        (step, steps, layer) for step, steps in (("6", "7"), ("13", "7"), ("16", "3")) for layer in ("0", "3")
+    ]
+    for row in rows:
+        last, count, g = int(row["step"]), int(row["steps"]), ("0", "3").index(row["layer"])
+        window = surgery.history[last + 1 - count : last + 1]
+        for t, task in enumerate(TASKS):
+            here = [s for s in window if s.present[t]]
+            assert float(row[f"norm/{task}"]) == pytest.approx(statistics.fmean(float(s.group_norms[g, t]) for s in here))
+            assert float(row[f"weight/{task}"]) == pytest.approx(statistics.fmean(float(s.weights[g, t]) for s in here))
+            for u in range(t + 1, 3):
+                both = [s for s in here if s.present[u]]
+                pair = f"{task}-{TASKS[u]}"
+                cosines = [float(s.group_cosines[g, t, u]) for s in both]
+                assert float(row[f"cosine/{pair}"]) == pytest.approx(statistics.fmean(cosines))
+                assert float(row[f"conflict_rate/{pair}"]) == pytest.approx(sum(c < 0 for c in cosines) / len(both))
+
+
+def test_samples_are_no_layers(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS, group_by="sample")
+    with gs.Monitor(surgery, tmp_path) as monitor:
+        train(Net(), surgery, "split", 3)
+    assert all(row.layers is None for row in monitor.rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    assert numbers(tmp_path / "log.csv", "norm/seg") == [pytest.approx(n) for n in (row.values["norm/seg"] for row in monitor.rows)]
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------------------------
+
+
+def run_part(folder: Path, steps: range, checkpoint: dict[str, Any] | None, save_at: int | None, stop: bool) -> dict[str, Any] | None:
+    """Steps of a run, from a checkpoint, with another after step ``save_at``; stopped without a flush."""
+    net = Net()
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS, group_by="layer")
+    if checkpoint is not None:
+        net.load_state_dict(checkpoint["net"])
+        net.optimizer.load_state_dict(checkpoint["optimizer"])
+        surgery.load_state_dict(checkpoint["surgery"])
+    monitor = gs.Monitor(surgery, folder, read_every=7)
+    saved: dict[str, Any] = {}
+
+    def after(step: int, losses: Losses) -> None:
+        monitor.log({"lr": step / 10})
+        if step == save_at:
+            saved.update(
+                net=copy.deepcopy(net.state_dict()),
+                optimizer=copy.deepcopy(net.optimizer.state_dict()),
+                surgery=copy.deepcopy(surgery.state_dict()),
+            )
+        if step == 100:
+            monitor.log({"val/late": 1.0})
+
+    train(net, surgery, "parameters", steps, after)
+    if stop:  # as if it were killed
+        monitor._closed = True
+        for handle in monitor._handles:
+            handle.remove()
+        for sink in monitor._sinks:
+            sink.close()
+    else:
+        monitor.close()
+    return saved
+
+
+@pytest.mark.parametrize("killed", [125, 160])
+def test_a_resumed_run_has_the_log_of_one_that_was_not_stopped(tmp_path: Path, killed: int) -> None:
+    """Killed some steps after a checkpoint, of which some are in the folder already, with a line torn."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run_part(whole, range(180), None, 120, stop=False)
+    saved = run_part(parts, range(killed), None, 120, stop=True)
+    assert len(table(parts / "log.csv")) >= 121
+    for name in ("log.csv", "layers.csv"):
+        with open(parts / name, "a") as file:
+            file.write("170,0.1,0.")
+    run_part(parts, range(121, 180), saved, None, stop=False)
+    for name in ("log.csv", "layers.csv"):
+        assert (parts / name).read_text() == (whole / name).read_text()
+    assert [row["step"] for row in table(parts / "log.csv")] == [str(s) for s in range(180)]
+
+
+def test_going_back_in_one_process(tmp_path: Path) -> None:
+    """A checkpoint is loaded into the aggregator that is watched: the steps after it are run again, and stand once."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path, gs.TensorBoardSink(tmp_path / "curves"), read_every=4)
+    net = Net()
+    train(net, surgery, "split", 10)
+    saved = surgery.state_dict()
+    train(net, surgery, "split", range(10, 19))
+    surgery.load_state_dict(saved)
+    train(net, surgery, "split", range(50, 55))
+    monitor.close()
+    assert [row.step for row in monitor.rows] == list(range(15))
+    assert {row.step: row.values["norm"] for row in monitor.rows[10:]} == {s.step: s.norm for s in surgery.history}
+    rows = table(tmp_path / "log.csv")
+    assert [int(row["step"]) for row in rows] == list(range(15))
+    assert [float(row["norm_mean"]) for row in rows] == [
+        pytest.approx(statistics.fmean(numbers(tmp_path / "log.csv", "norm")[: k + 1])) for k in range(15)
+    ]
+    curves = EventAccumulator(str(tmp_path / "curves"), size_guidance={"scalars": 0})
+    curves.Reload()
+    assert [event.step for event in curves.Scalars("norm")] == list(range(15))
+
+
+def test_a_new_run_in_a_used_folder_begins_anew(tmp_path: Path) -> None:
+    for steps in (9, 4):
+        surgery = gs.GradientAggregator("sum", tasks=TASKS)
+        with gs.Monitor(surgery, tmp_path):
+            train(Net(), surgery, "split", steps)
+        assert len(table(tmp_path / "log.csv")) == steps
+
+
+def test_without_being_closed(tmp_path: Path) -> None:
+    """Written when the aggregator goes; neither keeps the other alive."""
+    surgery = gs.GradientAggregator("sum", tasks=TASKS)
+    gs.Monitor(surgery, tmp_path / "one")
+    train(Net(), surgery, "split", 3)
+    assert not (tmp_path / "one").exists()
+    gone = weakref.ref(surgery)
+    del surgery
+    gc.collect()
+    assert gone() is None
+    assert len(table(tmp_path / "one" / "log.csv")) == 3
+
+    surgery = gs.GradientAggregator("sum", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path / "two")
+    held = weakref.ref(surgery)
+    del surgery
+    gc.collect()
+    assert held() is None, "a monitor that is kept keeps no aggregator"
+    closed = weakref.ref(monitor)
+    surgery = gs.GradientAggregator("sum", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path / "three")
+    closed = weakref.ref(monitor)
+    monitor.close()
+    del monitor
+    gc.collect()
+    assert closed() is None, "an aggregator keeps no monitor that is closed"
+
+
+SCRIPT = """
+import sys, torch
+import gradsurgery as gs
+surgery = gs.GradientAggregator("sum", tasks=("a", "b"))
+gs.Monitor(surgery, sys.argv[1])
+for _ in range(5):
+    x = torch.ones(3, requires_grad=True)
+    a, b = surgery.split(x * 1)
+    (a.sum() + b.sum()).backward()
+if sys.argv[2] == "error":
+    raise RuntimeError("the loop failed")
+"""
+
+
+@pytest.mark.parametrize("end", ["normal", "error"])
+def test_when_python_ends(tmp_path: Path, end: str) -> None:
+    subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path), end], check=end == "normal", capture_output=True)
+    assert len(table(tmp_path / "log.csv")) == 5
+
+
+# --- in other company -------------------------------------------------------------------------------------------------------------------
+
+
+def test_threads(tmp_path: Path) -> None:
+    """One trains, another reads, logs and flushes."""
+    net, surgery = Net(), gs.GradientAggregator("pcgrad", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path, read_every=3, capacity=50)
+    done, failures = threading.Event(), list[BaseException]()
+
+    def other() -> None:
+        try:
+            k = 0
+            while not done.is_set():
+                k += 1
+                steps = [row.step for row in monitor.rows]
+                assert steps == sorted(set(steps))
+                assert len(steps) <= 50
+                monitor.log({"other": k})
+                _ = monitor.counts
+                if k % 5 == 0:
+                    monitor.flush()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    train(net, surgery, "split", 120)
+    done.set()
+    thread.join()
+    monitor.close()
+    assert not failures
+    assert [int(row["step"]) for row in table(tmp_path / "log.csv")] == list(range(120))
+
+
+def test_what_is_kept_is_bounded() -> None:
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS, history=1)
+    monitor = gs.Monitor(surgery, read_every=5, capacity=12)
+    seen = []
+    train(Net(), surgery, "split", 60, lambda step, losses: seen.append((len(monitor._window.entries), len(monitor._in_flight))))
+    assert max(entries for entries, _ in seen) <= 5
+    assert max(flying for _, flying in seen) <= 2
+    monitor.flush()
+    assert [row.step for row in monitor.rows] == list(range(48, 60))
+
+
+def test_a_failing_sink_is_dropped(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def failing(step: int, values: dict[str, float]) -> None:
+        calls.append(step)
+        if step == 9:
+            raise OSError("no space left")
+
+    net, surgery = Net(), gs.GradientAggregator("sum", tasks=TASKS)
+    monitor = gs.Monitor(surgery, failing, tmp_path, read_every=4)
+    with pytest.warns(UserWarning, match=r"Monitor: failing failed and gets no more rows \(OSError: no space left\)") as told:
+        train(net, surgery, "split", 20)
+        monitor.close()
+    assert len(told) == 1
+    assert calls == list(range(10))
+    assert len(monitor.rows) == len(table(tmp_path / "log.csv")) == 20
+    surgery = gs.GradientAggregator("sum", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path / "gone", read_every=4)
+    train(net, surgery, "split", 3)
+    (tmp_path / "gone").write_text("in the way")
+    with pytest.warns(UserWarning, match="gone failed and gets no more rows"):
+        monitor.flush()
+    assert len(monitor.rows) == 3
+
+
+def test_copies_and_pickles_of_a_watched_aggregator(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path)
+    train(Net(), surgery, "split", 2)
+    for twin in (copy.deepcopy(surgery), copy.copy(surgery), pickle.loads(pickle.dumps(surgery))):
+        assert twin.statistics().losses.tolist() == surgery.statistics().losses.tolist()
+        train(Net(), twin, "split", 3)
+    assert len(surgery.history) == 2
+    monitor.flush()
+    assert len(monitor.rows) == 2
+    for copied in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="Monitor: expected to stay in its process"):
+            copied(monitor)
+    monitor.close()
+
+
+def test_two_monitors_of_one_aggregator(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS)
+    with gs.Monitor(surgery, tmp_path / "all"), gs.Monitor(surgery, tmp_path / "some", every=2):
+        train(Net(), surgery, "split", 6)
+    assert [len(table(tmp_path / name / "log.csv")) for name in ("all", "some")] == [6, 3]
+
+
+def test_inside_a_compiled_function() -> None:
+    torch.compiler.reset()
+    net, surgery = Net(dropout=0.0), gs.GradientAggregator("pcgrad", tasks=TASKS)
+    monitor = gs.Monitor(surgery)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(net.heads[task](z) for task, z in zip(TASKS, surgery.split(net.trunk(x)), strict=True))
+
+    for step in range(3):
+        x, _ = batch(step)
+        losses = surgery.observe([out.square().mean() for out in forward(x)])
+        sum(losses).backward()  # type: ignore[union-attr]
+    monitor.flush()
+    torch.compiler.reset()
+    assert [row.step for row in monitor.rows] == [0, 1, 2]
+    assert all({"norm/seg", "loss/normal", "cosine/seg-depth"} <= set(row.values) for row in monitor.rows)
+
+
+def test_gradnorm_and_a_monitor_listen_side_by_side() -> None:
+    surgery = gs.GradientAggregator("pcgrad", tasks=TASKS)
+    balancer = gs.GradNorm(TASKS, aggregator=surgery)
+    monitor = gs.Monitor(surgery, balancer=balancer)
+    net = Net()
+    net.optimizer.add_param_group({"params": list(balancer.parameters())})
+    train(net, surgery, "split", 5, balancer=balancer)
+    monitor.flush()
+    weights = [[row.values[f"balance/{task}"] for task in TASKS] for row in monitor.rows]
+    assert weights[0] == [1.0, 1.0, 1.0]
+    assert weights[4] != weights[0]
+    assert all(sum(w) == pytest.approx(3) for w in weights)
+
+
+@pytest.mark.parametrize("name", ["constant", "dwa", "famo", "gls", "imtll", "rlw", "stch", "uw", "uwso"])
+def test_every_balancer(name: str) -> None:
+    def run(watched: bool) -> tuple[list[Tensor], list[Row]]:
+        surgery = gs.GradientAggregator("sum", tasks=TASKS)
+        options = {"update_on_next_call": True} if name == "famo" else {}
+        balancer = gs.balancers()[name].build(TASKS, **options)
+        monitor = gs.Monitor(surgery, balancer=balancer) if watched else None
+        net = Net()
+        train(net, surgery, "split", 6, balancer=balancer)
+        if monitor is not None:
+            monitor.flush()
+        return [*state(net), *balancer.state_dict().values()], [] if monitor is None else monitor.rows
+
+    (plain, _), (watched, rows) = run(False), run(True)
+    for a, b in zip(plain, watched, strict=True):
+        if isinstance(a, Tensor):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+        else:
+            assert a == b
+    assert all({f"balance/{task}" for task in TASKS} <= set(row.values) for row in rows)
+
+
+# --- misuse -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_two_monitors_of_one_folder_are_refused(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("sum", tasks=TASKS)
+    monitor = gs.Monitor(surgery, tmp_path / "run")
+    with pytest.raises(ValueError, match="expected a folder that no other monitor of this process writes to, found .*run"):
+        gs.Monitor(surgery, tmp_path / "other", tmp_path / "elsewhere" / ".." / "run")
+    monitor.close()
+    monitor.close()
+    with gs.Monitor(surgery, tmp_path / "run", tmp_path / "other"):
+        pass
+    assert not [m for m in _monitors if m is monitor]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (("no aggregator",), {}, TypeError, "surgery: expected a GradientAggregator, found str"),
+        ((3,), {}, TypeError, "sinks: expected a folder, a function of step and values, or an object .*; found int"),
+        ((gs.TensorBoardSink,), {}, TypeError, "found the class TensorBoardSink"),
+        ((), {"balancer": 1}, TypeError, "balancer: expected a Balancer, found int"),
+        ((), {"every": 0}, ValueError, "every: expected an integer >= 1, found 0"),
+        ((), {"read_every": 1.5}, TypeError, "read_every: expected an integer, found float"),
+        ((), {"capacity": -1}, ValueError, "capacity: expected an integer >= 1, found -1"),
+    ],
+)
+def test_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: type[Exception], message: str) -> None:
+    surgery: Any = gs.GradientAggregator("sum")
+    if arguments == ("no aggregator",):
+        surgery, arguments = "no aggregator", ()
+    with pytest.raises(error, match=message):
+        gs.Monitor(surgery, *arguments, **options)
+    gc.collect()
+
+
+def test_what_is_no_value_is_refused(tmp_path: Path) -> None:
+    surgery = gs.GradientAggregator("sum")
+    monitor = gs.Monitor(surgery)
+    for value, found in ((torch.ones(2), r"a tensor of shape \[2\]"), ("1", "str"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=rf"values\['x'\]: expected a number or a tensor with one element, found {found}"):
+            monitor.log({"x": value})  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match="values: expected other names than 'step'"):
+        monitor.log({"step": 1})
+    monitor.close()
+    with pytest.raises(RuntimeError, match="log: expected an open monitor"):
+        monitor.log({"x": 1})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="expected a folder, found the file"):
+        gs.Monitor(surgery, tmp_path / "file")
+    (tmp_path / "log.csv").write_text("time,loss\n1,2\n")
+    with pytest.raises(ValueError, match="expected a log whose first column is 'step', found 'time'"):
+        gs.Monitor(surgery, tmp_path)
+    with pytest.raises(TypeError, match="writer: expected a folder or a SummaryWriter, found int"):
+        gs.TensorBoardSink(3)
+
+
+def test_names_with_commas_and_dashes(tmp_path: Path) -> None:
+    names = ('a,"b"', "c-d")
+    surgery = gs.GradientAggregator("sum", tasks=names)
+    with gs.Monitor(surgery, tmp_path), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        x = torch.ones(3, requires_grad=True)
+        a, b = surgery.split(x * 1)
+        (a.sum() + b.sum()).backward()
+    assert float(table(tmp_path / "log.csv")[0]['cosine/a,"b"-c-d']) == pytest.approx(1.0)
