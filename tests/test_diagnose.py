@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ranks.diagnosing import diagnosed
+from ranks.diagnosing import losses as rank_losses
+from ranks.launch import ranks
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -304,12 +307,11 @@ def test_nothing_has_happened(train: bool) -> None:
         assert not torch.is_grad_enabled()
 
 
-def test_the_next_dropout_mask_is_the_same() -> None:
-    model, batch = Net(), data()
+def test_the_next_dropout_mask_is_the_same(device: torch.device) -> None:
+    model, batch = Net().to(device), tuple(part.to(device) for part in data())
     twin = copy.deepcopy(model)
-    kept = torch.get_rng_state()
-    expected = [float(loss.detach()) for loss in two_losses(twin, batch).values()]
-    torch.set_rng_state(kept)
+    with torch.random.fork_rng():
+        expected = [float(loss.detach()) for loss in two_losses(twin, batch).values()]
     found = gs.diagnose(model, batch, two_losses)
     assert [float(loss.detach()) for loss in two_losses(model, batch).values()] == expected == pytest.approx(found.losses.tolist())
 
@@ -511,6 +513,21 @@ def test_wrappers_are_refused() -> None:
 
     with pytest.raises(ValueError, match=r"found DistributedDataParallel around the model itself.*pass model\.module"):
         gs.diagnose(DistributedDataParallel(Net()), data(), two_losses)
+
+
+@pytest.mark.slow
+def test_several_processes() -> None:
+    for rank, (text, gram, said) in enumerate(ranks(2, diagnosed)):
+        assert f"one batch of rank {rank} of 2" in text
+        model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        for p in model.parameters():
+            nn.init.constant_(p, 0.1)
+        batch = torch.randn(5, 3, generator=torch.Generator().manual_seed(rank))
+        torch.testing.assert_close(gs.diagnose(model, batch, rank_losses).gram, gram)
+        assert len(said) == 3
+        assert "found DistributedDataParallel around the model itself" in said[0]
+        assert "found DistributedDataParallel around module '0'" in said[1]
+        assert "found '0.weight' in parts on several processes" in said[2]
 
 
 def test_inference_mode_is_refused() -> None:
