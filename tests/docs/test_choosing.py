@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 import gradsurgery as gs
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.report.facts import LASTING, MODERATE, SURE
+from gradsurgery.report.rules.dominance import LOPSIDED
+from gradsurgery.report.rules.verdict import ENOUGH
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "choosing.md").read_text()
@@ -124,6 +127,16 @@ def test_our_own_cosines() -> None:
     ]
     assert len(means) > 4
     assert (round(min(means), 2), round(max(means), 2)) == (low, high)
+
+
+def test_the_lines_that_the_report_draws() -> None:
+    assert (MODERATE, LASTING, SURE, LOPSIDED, ENOUGH) == (-0.1, 0.1, 4.0, 4.0, 50)
+    for said in (
+        "averages −0.1 or less over a tenth of the recorded steps or more, four standard errors below zero",
+        "the longest is four times the shortest",
+        "of less than 50 steps",
+    ):
+        assert said in PROSE
 
 
 def test_headings_that_are_linked_to_exist() -> None:
