@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -59,3 +59,12 @@ def scalar_loss(loss: Tensor | float | None, name: str) -> Tensor | float:
         return math.nan if loss is None else float(loss)
     found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
     raise TypeError(f"{name}: expected a scalar, found {found}; reduce it (.mean()) first.")
+
+
+def local(loss: Tensor) -> Tensor | None:
+    """A loss as a plain tensor: of a DTensor that every rank has whole, this rank's copy; None of another, which takes messages."""
+    placements: Any = getattr(loss, "placements", None)
+    if placements is None:
+        return loss
+    whole: Tensor | None = loss.to_local() if all(p.is_replicate() for p in placements) else None  # type: ignore[attr-defined]
+    return whole

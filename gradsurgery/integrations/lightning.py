@@ -24,7 +24,7 @@ class SurgeryStatistics(Callback):  # type: ignore[misc]
 
     The first part of a name is the aggregator's place in the module. Statistics are read, and a device is waited for, at the steps
     that the Trainer logs (``log_every_n_steps``) and at no other. Of micro-batches whose gradients are accumulated, the last is
-    logged; of a batch without surgery, such as one with a single task, nothing is.
+    logged; of a batch with a single task its weight and loss, and of one without any nothing.
     """
 
     def __init__(self) -> None:

@@ -8,7 +8,7 @@ import threading
 import warnings
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,10 @@ from gradsurgery.balancers.base import Balancer
 from gradsurgery.options import check_integer
 
 from .rows import Row
-from .run_folder import RunFolder
-from .running import Norms, Running
-from .sinks import Sink, SinkLike, as_sink
+from .running import Running
+from .sinks import SinkLike, Sinks
 from .statistics import Statistics
-from .window import Entry, Window
+from .window import Entry, Window, logged
 
 _IN_FLIGHT = 2  # windows whose numbers are on their way to the host, at most
 
@@ -104,13 +103,7 @@ class Monitor:
         self._first_rank: bool | None = None
         self._told_of_capture = False
         self._process = os.getpid()
-        self._sinks: list[Sink] = []
-        try:
-            self._sinks += map(as_sink, sinks)
-        except BaseException:
-            for sink in self._sinks:
-                sink.close()
-            raise
+        self._sinks = Sinks(sinks)
         self._handles = (
             surgery.register_statistics_hook(self._on_step),
             surgery._history.register_saving_hook(self.flush),
@@ -165,7 +158,7 @@ class Monitor:
             ValueError: the name "step".
             RuntimeError: the monitor is closed.
         """
-        given = {name: _logged(name, value) for name, value in dict(values).items()}
+        given = {name: logged(name, value) for name, value in dict(values).items()}
         with self._lock:
             if self._closed:
                 raise RuntimeError("log: expected an open monitor, found one that was closed.")
@@ -216,12 +209,9 @@ class Monitor:
                 self._closed = True
                 for handle in self._handles:
                     handle.remove()
-                sinks, self._sinks = self._sinks, []
                 self._balancer = None
                 _monitors.discard(self)
-                for sink, error in [(sink, _error_of(sink.close)) for sink in sinks]:
-                    if error is not None:
-                        _warn(sink, error)
+                self._sinks.close()
 
     def __enter__(self) -> Monitor:
         return self
@@ -260,54 +250,16 @@ class Monitor:
         if dropped is not None and dropped.step == first and "absent" not in rows[0].values:
             rows[0] = Row(first, dropped.values | rows[0].values, dropped.layers)
         writes = self._rank()
-        self._running.complete(rows, self._norms_before)
+        self._running.complete(rows, self._sinks.norms if writes else lambda step, count: [])
         self._rows.extend(rows)
         if writes:
-            for sink in list(self._sinks):
-                error = _error_of(sink.write, rows)
-                if error is not None:
-                    self._sinks.remove(sink)
-                    _warn(sink, error)
-
-    def _norms_before(self, step: int, count: int) -> Norms:
-        """|out| of the last steps before one, of the run folder that is gone on with."""
-        folders = [sink for sink in self._sinks if isinstance(sink, RunFolder)] if self._rank() else []
-        return folders[0].norms(step, count) if folders else []
+            self._sinks.write(rows)
 
     def _rank(self) -> bool:
         """Whether this process writes: rank 0 of those of torch.distributed, also when that has ended."""
         if dist.is_available() and dist.is_initialized():
             self._first_rank = dist.get_rank() == 0
         return self._first_rank is not False
-
-
-def _logged(name: str, value: float | Tensor) -> float | Tensor:
-    if not isinstance(name, str):
-        raise TypeError(f"values: expected names that are strings, found {name!r}.")
-    if name == "step":
-        raise ValueError("values: expected other names than 'step', which is the row's.")
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value.detach().reshape(()).clone()
-    if isinstance(value, Tensor) or not hasattr(value, "__float__"):
-        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"values[{name!r}]: expected a number or a tensor with one element, found {found}.")
-    return float(value)
-
-
-def _error_of(call: Callable[..., None], *arguments: object) -> Exception | None:
-    """What a call raised."""
-    try:
-        call(*arguments)
-    except Exception as error:
-        return error
-    return None
-
-
-def _warn(sink: Sink, error: Exception) -> None:
-    warnings.warn(
-        f"Monitor: {sink} failed and gets no more rows ({type(error).__name__}: {error}). Training goes on, and so does .rows.",
-        stacklevel=2,
-    )
 
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from .rows import Row
 from .run_folder import RunFolder
+from .running import Norms
 
 
 @runtime_checkable
@@ -98,13 +100,50 @@ class TensorBoardSink:
             self._writer.close()
 
 
-def as_sink(given: SinkLike) -> Sink:
-    """What was given for a sink.
+class Sinks:
+    """All sinks of a monitor. One that fails is dropped, with a warning.
+
+    Args:
+        given: folders, functions, or sinks.
 
     Raises:
-        TypeError: it is none.
+        TypeError: one that is none of these.
         ValueError: as of ``RunFolder``.
     """
+
+    def __init__(self, given: Sequence[SinkLike]) -> None:
+        self._sinks: list[Sink] = []
+        try:
+            self._sinks += map(_sink, given)
+        except BaseException:
+            self.close()
+            raise
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Rows to each."""
+        for sink in list(self._sinks):
+            error = _error_of(sink.write, rows)
+            if error is not None:
+                self._sinks.remove(sink)
+                _warn(sink, error)
+
+    def norms(self, before: int, count: int) -> Norms:
+        """|out| of the last steps before one, in the run folder that is gone on with."""
+        folders = [sink for sink in self._sinks if isinstance(sink, RunFolder)]
+        try:
+            return folders[0].norms(before, count) if folders else []
+        except (OSError, ValueError):  # it cannot be written to either, which is said then
+            return []
+
+    def close(self) -> None:
+        """Closes each."""
+        sinks, self._sinks = self._sinks, []
+        for sink, error in [(sink, _error_of(sink.close)) for sink in sinks]:
+            if error is not None:
+                _warn(sink, error)
+
+
+def _sink(given: SinkLike) -> Sink:
     if isinstance(given, (str, os.PathLike)):
         return RunFolder(given)
     if not isinstance(given, type):
@@ -115,4 +154,20 @@ def as_sink(given: SinkLike) -> Sink:
     found = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
     raise TypeError(
         f"sinks: expected a folder, a function of step and values, or an object with write(rows) and close(); found {found}."
+    )
+
+
+def _error_of(call: Callable[..., None], *arguments: object) -> Exception | None:
+    """What a call raised."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        return error
+    return None
+
+
+def _warn(sink: Sink, error: Exception) -> None:
+    warnings.warn(
+        f"Monitor: {sink} failed and gets no more rows ({type(error).__name__}: {error}). Training goes on, and so does .rows.",
+        stacklevel=4,
     )

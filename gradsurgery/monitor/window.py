@@ -97,3 +97,21 @@ class Window:
             else:
                 rows.append(Row(entry.step, more) if before is None else Row(entry.step, before.values | more, before.layers))
         return rows
+
+
+def logged(name: str, value: float | Tensor) -> float | Tensor:
+    """A value for a row: a number, or a copy of a tensor [] where it lies.
+
+    Raises:
+        TypeError, ValueError: a name or a value of another kind.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"values: expected names that are strings, found {name!r}.")
+    if name == "step":
+        raise ValueError("values: expected other names than 'step', which is the row's.")
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.detach().reshape(()).clone()
+    if isinstance(value, Tensor) or not hasattr(value, "__float__"):
+        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"values[{name!r}]: expected a number or a tensor with one element, found {found}.")
+    return float(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -78,3 +80,16 @@ def train(
         losses = FORMS[form](net, surgery, *batch(step), balancer)
         net.optimizer.step()
         after(step, losses)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def numbers(path: Path, column: str) -> list[float]:
+    return [float(row[column]) for row in table(path) if row[column]]
+
+
+def state(net: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in net.parameters()]

@@ -37,7 +37,7 @@ def steps(method: str, **options: object) -> tuple[gs.GradientAggregator, list[d
         if s % 5 == 1:
             del rows[TASKS[s % 3]]
         if s % 7 == 2:
-            rows[list(rows)[0]].zero_()
+            rows[next(iter(rows))].zero_()
         if s % 11 == 3:
             rows[list(rows)[-1]][0] = math.nan
         given.append(rows)
@@ -109,9 +109,7 @@ def test_groups(group_by: str) -> None:
         # [G, T, N]
         by_group = (G.transpose(0, 1) if group_by == "tensor" else G.permute(2, 0, 1, 3)).flatten(2)
         torch.testing.assert_close(step.group_norms, by_group.norm(dim=2))
-        torch.testing.assert_close(
-            step.group_cosines, torch.cosine_similarity(by_group[:, :, None], by_group[:, None], dim=3)
-        )
+        torch.testing.assert_close(step.group_cosines, torch.cosine_similarity(by_group[:, :, None], by_group[:, None], dim=3))
         products = by_group @ by_group.mT
         expected = [sum(float(K[i, j]) < 0 for i, j in combinations(range(3), 2)) for K in products]
         assert step.group_conflicts.tolist() == expected
@@ -197,9 +195,13 @@ def test_a_step_taken_back_is_told_to_nobody() -> None:
         surgery.backward(losses(), shared=layer)
     broken.remove()
 
-    with pytest.raises(RuntimeError, match="planted"), surgery._undone_on_error():
-        surgery._decide(torch.eye(2, dtype=torch.float64), ["a", "b"], [True, True])
-        _raise()
+    def fails_later() -> None:
+        with surgery._undone_on_error():
+            surgery._decide(torch.eye(2, dtype=torch.float64), ["a", "b"], [True, True])
+            _raise()
+
+    with pytest.raises(RuntimeError, match="planted"):
+        fails_later()
     assert heard == [0]
     assert [step.step for step in surgery.history] == [0]
     surgery.backward(losses(), shared=layer)
