@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gradsurgery.report.series import BINS, edges, running_mean
@@ -22,6 +21,7 @@ STYLE: dict[Any, Any] = {
     "text.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e7e9ef",
     "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.unicode_minus": True, "axes.formatter.use_mathtext": False,
 }  # fmt: skip
+LINE = 0.16  # inches, of a legend
 LONGEST = 26  # characters of a name
 
 
@@ -64,24 +64,20 @@ def line(axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], plac
     )
 
 
-def legend(axes: Axes, extra: Sequence[Line2D] = ()) -> None:
-    """Below the panel, in as many columns as the names leave room for."""
+def legend(axes: Axes, *, beside: bool = False) -> None:
+    """Under the picture, in as many columns as the names leave room for, with the picture as much higher; or beside the panel."""
     handles, labels = axes.get_legend_handles_labels()
-    handles += extra
-    labels += [str(one.get_label()) for one in extra]
-    if not handles:
+    figure = axes.figure
+    if not handles or not isinstance(figure, Figure):
         return
     longest = max(len(label) for label in labels)
     columns = max(1, min(len(labels), 4 if longest <= 9 else 3 if longest <= 14 else 2 if longest <= 26 else 1))
-    drawn = axes.legend(
-        handles,
-        labels,
-        frameon=False,
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.2),
-        ncols=columns,
-        handlelength=1.6,
-        columnspacing=1.2,
-    )
+    if beside:
+        drawn = axes.legend(handles, labels, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        drawn = figure.legend(
+            handles, labels, frameon=False, loc="outside lower center", ncols=columns, handlelength=1.6, columnspacing=1.2
+        )
+        figure.set_figheight(figure.get_figheight() + LINE * -(-len(labels) // columns))
     for text in drawn.get_texts():
         text.set_parse_math(False)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from gradsurgery.report import layer_panels, panels, words
 from gradsurgery.report.axes import STYLE, legend, short
@@ -104,10 +105,7 @@ def conflict_figure(run: Run, *, title: str) -> Figure:
             (length, "Length of each task's gradient"),
         ):
             axes.set_title(f"{heading}{run.at}")
-            if drawn := axes.get_legend():
-                drawn.set_loc("upper left")
-                drawn.set_bbox_to_anchor((1.0, 1.0), transform=axes.transAxes)
-                drawn.set_ncols(1)
+            legend(axes, beside=True)
     return figure
 
 
@@ -123,10 +121,12 @@ def pictures(run: Run) -> list[Picture]:
     return [*(one for one in found if one is not None), *_of_layers(run)]
 
 
-def _panel(draw: Callable[[Axes], None], height: float = 2.7) -> bytes:
+def _panel(draw: Callable[[Axes], None], height: float = 2.4) -> bytes:
     with _styled():
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        draw(figure.subplots())
+        axes = figure.subplots()
+        draw(axes)
+        legend(axes)
     return _png(figure)
 
 
@@ -179,9 +179,10 @@ def _lengths(run: Run) -> Picture | None:
 
 
 def _by_task(run: Run, kind: str, title: str, ylabel: str, caption: str) -> Picture | None:
-    moved = {task: start_and_end(run.series(f"{kind}/{task}")[1]) for task in run.tasks}
+    series = {task: run.series(f"{kind}/{task}")[1] for task in run.tasks}
+    moved = {task: start_and_end(values) for task, values in series.items()}
     said = [f"{task} {words.number(start)} → {words.number(end)}" for task, (start, end) in moved.items() if not math.isnan(start)]
-    if not said:
+    if not said or all((values == 1).all() for values in series.values()):  # all one: the finding says so
         return None
     alt = f"{title} over {_steps(run)}, from start to end: {'; '.join(said)}."
     return Picture(kind, title, caption, alt, _panel(lambda axes: panels.by_task(axes, run, kind, ylabel)))
@@ -204,7 +205,7 @@ def _of_layers(run: Run) -> list[Picture]:
             figure = Figure(figsize=(WIDTH, 1.3 + 0.17 * min(max(rows, 5), 40)), layout="constrained")
             axes = figure.subplots()
             image = layer_panels.heat_map(axes, grid, reach)
-            bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, aspect=30, pad=0.03)
+            bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.9, aspect=30, pad=0.03, ticks=MaxNLocator(5))
             bar.set_label("mean cosine (red: conflict)")
             bar.outline.set_visible(False)
         where = [
@@ -218,10 +219,9 @@ def _of_layers(run: Run) -> list[Picture]:
 
     def draw(axes: Axes) -> None:
         layer_panels.bars(axes, grids, [short(name) for name in names])
-        legend(axes)
 
     alt = f"Mean cosine over the run at each of {rows} layers, of {words.listed(names)}."
-    height = 1.2 + 0.2 * min(max(rows, 4), 40)
+    height = 0.9 + 0.2 * min(max(rows, 4), 40)
     found.append(Picture("layers", "Layer by layer, over the run", "Dots left of zero: conflict.", alt, _panel(draw, height)))
     return found
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from gradsurgery.report.axes import FAINT, color, short
@@ -15,6 +16,7 @@ from gradsurgery.report.layers import Layers
 from gradsurgery.report.series import edges
 
 ROWS = 60  # of more layers, those with a common prefix share a row
+FEWEST = 10  # rows: where prefixes leave fewer, layers in a row share one
 WIDEST = 200  # columns; more windows are averaged
 MAP = "RdBu"  # red is conflict, blue agreement: told apart with any colour vision
 
@@ -43,12 +45,12 @@ def grid(layers: Layers, one: str, other: str) -> Grid:
 
 
 def grouped(names: Sequence[str], most: int = ROWS) -> tuple[tuple[str, ...], NDArray[np.int64]]:
-    """Rows for the layers, in their order: one each, or one a common prefix, as long as ``most`` allows; and the row of each."""
+    """Rows for the layers, in their order: one each, one a common prefix, or one a few in a row; and the row of each. [L]"""
     deepest = max(name.count(".") for name in names) + 1
     for depth in range(deepest, 0, -1):
         keys = [".".join(name.split(".")[:depth]) for name in names]
         rows = list(dict.fromkeys(keys))
-        if len(rows) <= most:
+        if len(rows) <= most and (len(rows) >= FEWEST or len(rows) == len(names)):
             return tuple(rows), np.array([rows.index(key) for key in keys])
     count = min(most, len(names))
     places = np.arange(len(names)) * count // len(names)
@@ -96,3 +98,4 @@ def bars(axes: Axes, grids: Sequence[Grid], labels: Sequence[str]) -> None:
         text.set_parse_math(False)
     axes.set_ylim(count - 0.5, -0.5)
     axes.set_xlabel("mean cosine (left of 0: conflict)")
+    axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from gradsurgery.report import words
-from gradsurgery.report.axes import FAINT, color, curve, legend, line, short
+from gradsurgery.report.axes import FAINT, color, curve, line, short
 from gradsurgery.report.facts import Conflict
 from gradsurgery.report.run import Run
 from gradsurgery.report.series import BINS, edges, running_mean
@@ -24,7 +23,7 @@ def cosines(axes: Axes, run: Run, pairs: Sequence[Conflict]) -> None:
     shown, rest = _split(pairs)
     for pair in rest:
         steps, values = run.series(pair.column)
-        _grey(axes, steps, running_mean(values))
+        _grey(axes, steps, running_mean(values), len(rest))
     for place, pair in enumerate(shown):
         curve(axes, *run.series(pair.column), place, pair.name)
     low, high = axes.get_ylim() if axes.has_data() else (-1.0, 1.0)
@@ -37,7 +36,6 @@ def cosines(axes: Axes, run: Run, pairs: Sequence[Conflict]) -> None:
             axes.plot([stretch.first, stretch.last], [height, height], color=color(place), linewidth=3.2, solid_capstyle="butt")
     axes.set(ylim=(low, high), ylabel="cosine")
     _steps(axes)
-    _legend(axes, rest)
 
 
 def rates(axes: Axes, run: Run, pairs: Sequence[Conflict]) -> None:
@@ -45,14 +43,13 @@ def rates(axes: Axes, run: Run, pairs: Sequence[Conflict]) -> None:
     shown, rest = _split(pairs)
     for pair in rest:
         steps, values = run.series(pair.column)
-        _grey(axes, steps, 100 * running_mean((values < 0).astype(float)))
+        _grey(axes, steps, 100 * running_mean((values < 0).astype(float)), len(rest))
     for place, pair in enumerate(shown):
         steps, values = run.series(pair.column)
         line(axes, steps, 100 * running_mean((values < 0).astype(float)), place, pair.name)
     axes.axhline(50, color=FAINT, linewidth=0.9, linestyle=(0, (4, 3)))
     axes.set(ylim=(-3, 103), ylabel="steps in conflict [%]")
     _steps(axes)
-    _legend(axes, rest)
 
 
 def lengths(axes: Axes, run: Run) -> None:
@@ -65,13 +62,10 @@ def lengths(axes: Axes, run: Run) -> None:
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,)))
-        axes.yaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: words.number(value).rstrip("0").rstrip(".") if value < 1 else f"{value:,.10g}")
-        )
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(ylabel="gradient length")
     _steps(axes)
-    legend(axes)
 
 
 def by_task(axes: Axes, run: Run, kind: str, ylabel: str) -> None:
@@ -84,7 +78,6 @@ def by_task(axes: Axes, run: Run, kind: str, ylabel: str) -> None:
         middle = (low + high) / 2
         axes.set_ylim(middle - max(abs(middle), 1e-9) * 0.5, middle + max(abs(middle), 1e-9) * 0.5)
     _steps(axes)
-    legend(axes)
 
 
 def loss(axes: Axes, run: Run, task: str, place: int, unit: str) -> None:
@@ -105,14 +98,22 @@ def _split(pairs: Sequence[Conflict]) -> tuple[list[Conflict], list[Conflict]]:
     return [pair for pair in here if pair in worst], [pair for pair in here if pair not in worst]
 
 
-def _grey(axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+def _grey(axes: Axes, steps: NDArray[np.int64], values: NDArray[np.float64], count: int) -> None:
+    """One of the other pairs; the last one drawn stands for all of them in the legend."""
+    for other in axes.get_lines():
+        other.set_label("")
     cuts = edges(len(values))[:-1] if len(values) > BINS else np.arange(len(values))
-    axes.plot(steps[cuts], values[cuts], color=FAINT, linewidth=0.6, alpha=0.5)
+    label = f"{count} other pair{'s' if count > 1 else ''}"
+    axes.plot(steps[cuts], values[cuts], color=FAINT, linewidth=0.6, alpha=0.5, label=label)
 
 
-def _legend(axes: Axes, rest: Sequence[Conflict]) -> None:
-    others = f"{len(rest)} other pair{'s' if len(rest) > 1 else ''}"
-    legend(axes, [Line2D([], [], color=FAINT, linewidth=0.8, label=others)] if rest else [])
+def _power(value: float) -> str:
+    """0.02, 500, 10⁻⁶, 2·10⁷"""
+    if 1e-3 <= value < 1e5:
+        return f"{value:g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    power = f"10{str(int(exponent)).translate(words.SUPERSCRIPTS)}"
+    return power if mantissa == "1" else f"{mantissa}·{power}"
 
 
 def _steps(axes: Axes, label: str = "step") -> None:

@@ -12,7 +12,7 @@ from gradsurgery.report.rules.verdict import verdict
 from gradsurgery.report.rules.weights import surgery, weights
 from gradsurgery.report.run import Run
 
-RULES = (conflict, by_layer, dominance, collapse, steps, surgery, weights)
+RULES = (collapse, steps, conflict, by_layer, dominance, surgery, weights)
 ORDER = {"warning": 0, "note": 1, "ok": 2}
 
 
