@@ -167,8 +167,8 @@ class Diagnosis:
         cosine = words.signed(worst.cosine)
         if worst.cosine > CONFLICT:
             return [
-                f"No pair of tasks conflicts here: the lowest cosine is {cosine}, of {worst.a} and {worst.b}. Surgery has nothing "
-                "to do: the plain sum of the losses serves all."
+                f"No pair of tasks conflicts here: the lowest cosine is {cosine}, of {worst.a} and {worst.b}. Surgery would "
+                "have nothing to do on this batch."
             ]
         strength = "strongly" if worst.cosine <= STRONG else "moderately" if worst.cosine <= MODERATE else "weakly"
         first = max(self.conflicting_layers(worst.a, worst.b), key=lambda row: row.share)
