@@ -61,10 +61,10 @@ def scalar_loss(loss: Tensor | float | None, name: str) -> Tensor | float:
     raise TypeError(f"{name}: expected a scalar, found {found}; reduce it (.mean()) first.")
 
 
-def local(loss: Tensor) -> Tensor | None:
-    """A loss as a plain tensor: of a DTensor that every rank has whole, this rank's copy; None of another, which takes messages."""
-    placements: Any = getattr(loss, "placements", None)
+def local(numbers: Tensor) -> Tensor | None:
+    """As a plain tensor: of a DTensor that every rank has whole, this rank's copy; None of another, which would take messages."""
+    placements: Any = getattr(numbers, "placements", None)
     if placements is None:
-        return loss
-    whole: Tensor | None = loss.to_local() if all(p.is_replicate() for p in placements) else None  # type: ignore[attr-defined]
+        return numbers
+    whole: Tensor | None = numbers.to_local() if all(p.is_replicate() for p in placements) else None  # type: ignore[attr-defined]
     return whole

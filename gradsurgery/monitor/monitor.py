@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradsurgery.aggregator import GradientAggregator
 from gradsurgery.balancers.base import Balancer
+from gradsurgery.capture.losses import local
 from gradsurgery.options import check_integer
 
 from .rows import Row
@@ -116,7 +117,7 @@ class Monitor:
     @torch.no_grad()
     def _on_step(self, step: Statistics) -> None:
         with self._lock:
-            if self._closed or self._is_captured(step):
+            if self._closed or self._is_captured():
                 return
             self._step = step.step
             self._collect(wait=False)
@@ -133,10 +134,11 @@ class Monitor:
         if self._balancer is None:
             return {}
         found = {"balance": self._balancer.weights, "variance": getattr(self._balancer, "variances", None)}
-        return {name: numbers.detach().clone() for name, numbers in found.items() if numbers is not None}
+        whole = {name: local(numbers.detach()) for name, numbers in found.items() if numbers is not None}
+        return {name: numbers.clone() for name, numbers in whole.items() if numbers is not None}
 
-    def _is_captured(self, step: Statistics) -> bool:
-        if step._weights is None or not step._weights.is_cuda or not torch.cuda.is_current_stream_capturing():
+    def _is_captured(self) -> bool:
+        if not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()):
             return False
         if not self._told_of_capture:
             self._told_of_capture = True
@@ -247,13 +249,14 @@ class Monitor:
         dropped = None
         while self._rows and self._rows[-1].step >= first:  # run again, or there is more of the last step
             dropped = self._rows.pop()
-        if dropped is not None and dropped.step == first and "absent" not in rows[0].values:
+        added = dropped is not None and dropped.step == first and "absent" not in rows[0].values
+        if dropped is not None and added:
             rows[0] = Row(first, dropped.values | rows[0].values, dropped.layers)
         writes = self._rank()
         self._running.complete(rows, self._sinks.norms if writes else lambda step, count: [])
         self._rows.extend(rows)
         if writes:
-            self._sinks.write(rows)
+            self._sinks.write([Row(first, rows[0].values), *rows[1:]] if added else rows)  # its layers have been written
 
     def _rank(self) -> bool:
         """Whether this process writes: rank 0 of those of torch.distributed, also when that has ended."""

@@ -59,11 +59,11 @@ class RunFolder:
         """Rows of ascending steps; those that the log has of these steps, and later ones, are dropped."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self._log.write(rows[0].step, [{"step": str(row.step), **_cells(row.values)} for row in rows])
-        layers = window_of_layers(rows) if any(row.layers is not None for row in rows) else []
-        step = max((row.step for row in rows if row.layers is not None), default=0)
-        cells = [{"step": str(step), "steps": str(steps), "layer": layer, **_cells(values)} for layer, steps, values in layers]
-        if cells or self._layers.path.exists():
-            self._layers.write(rows[0].step, cells)
+        grouped = [row for row in rows if row.layers is not None]
+        if grouped:
+            last, means = str(grouped[-1].step), window_of_layers(grouped)
+            cells = [{"step": last, "steps": str(count), "layer": layer, **_cells(values)} for layer, count, values in means]
+            self._layers.write(grouped[0].step, cells)
 
     def close(self) -> None:
         """Others may write there."""

@@ -48,7 +48,9 @@ class Window:
     def add(self, entry: Entry) -> None:
         """One more."""
         self.entries.append(entry)
-        self.note_stream(entry.tensors())
+        weights = None if entry.statistics is None else entry.statistics.device_weights
+        if weights is None or weights.is_cuda:
+            self.note_stream(entry.tensors())
 
     def note_stream(self, values: Iterable[float | Tensor]) -> None:
         """Remembers on which streams values are computed: the current ones of their devices."""

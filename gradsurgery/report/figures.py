@@ -25,6 +25,7 @@ __all__ = ["Picture", "conflict_figure", "losses_figure", "pictures", "write_png
 
 WIDTH = 3.7  # inches: 8 pt are 10.5 px where the picture is 350 px wide
 DPI = 220  # twice the pixels that a card of 400 px has
+DOTS = 3  # pairs that share the picture of all layers
 MAPS = 6  # heat maps, of the pairs that conflict most at some layer
 
 
@@ -101,7 +102,7 @@ def conflict_figure(run: Run, *, title: str) -> Figure:
         panels.lengths(length, run)
         for axes, heading in (
             (cosine, "Agreement"),
-            (rate, "Conflict rate, running mean"),
+            (rate, "Steps in conflict, running mean,"),
             (length, "Length of each task's gradient"),
         ):
             axes.set_title(f"{heading}{run.at}")
@@ -214,11 +215,12 @@ def _of_layers(run: Run) -> list[Picture]:
         alt = f"Mean cosine of {pair[0]} and {pair[1]} at {rows} layers over {_steps(run)}. "
         alt += f"In conflict: {words.listed(where, 8)}." if where else "No layer is in conflict for long."
         caption = "Layers from first to last, steps from left to right. One colour scale for all pairs."
-        found.append(Picture(f"layers-{number}", f"Where: {pair[0]} – {pair[1]}", caption, alt, _png(figure)))
-    names = [f"{one} – {other}" for one, other in shown]
+        found.append(Picture(f"layers-{number}", f"Where: {short(pair[0])} – {short(pair[1])}", caption, alt, _png(figure)))
+    few = [place for place, pair in enumerate(shown) if pair in worst[:DOTS]]
+    names = [f"{one} – {other}" for one, other in (shown[place] for place in few)]
 
     def draw(axes: Axes) -> None:
-        layer_panels.bars(axes, grids, [short(name) for name in names])
+        layer_panels.bars(axes, [grids[place] for place in few], names)
 
     alt = f"Mean cosine over the run at each of {rows} layers, of {words.listed(names)}."
     height = 0.9 + 0.2 * min(max(rows, 4), 40)

@@ -7,9 +7,12 @@ import platform
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.metadata import version
 from typing import Any
 
+import matplotlib
+import numpy as np
+
+import gradsurgery
 from gradsurgery.report import words
 from gradsurgery.report.figures import Picture
 from gradsurgery.report.finding import Finding
@@ -138,6 +141,6 @@ def _picture(picture: Picture) -> str:
 
 def _foot(run: Run) -> str:
     remarks = "".join(f"<p>{escape(remark)}</p>" for remark in run.remarks)
-    packages = ", ".join(f"{package} {version(package)}" for package in ("gradsurgery", "numpy", "matplotlib"))
+    packages = f"gradsurgery {gradsurgery.__version__}, numpy {np.__version__}, matplotlib {matplotlib.__version__}"
     made = f"Made from {escape(str(run.path))} with {packages}, Python {platform.python_version()}."
     return f"<footer><hr>{remarks}<p>{made}</p></footer>"

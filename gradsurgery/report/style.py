@@ -96,7 +96,7 @@ th { color: var(--soft); font-weight: 500; }
 thead th { vertical-align: bottom; border-bottom: 1px solid var(--line); }
 tbody th {
   color: var(--ink); text-align: left; position: sticky; left: 0; background: var(--card); max-width: 15rem;
-  white-space: normal; overflow-wrap: anywhere; min-width: 7rem;
+  white-space: normal; overflow-wrap: break-word; min-width: 7rem;
 }
 thead th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); }
 tbody tr:not(:last-child) > * { border-bottom: 1px solid var(--line); }

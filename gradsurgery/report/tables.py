@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -31,7 +32,7 @@ def _tasks(run: Run) -> str:
     for task in run.tasks:
         steps, lengths = run.series(f"norm/{task}")
         rows.append([
-            escape(task), words.whole(len(steps)), _moved(lengths), words.percent(part.gradient[task]),
+            _name(task), words.whole(len(steps)), _moved(lengths), words.percent(part.gradient[task]),
             _moved(run.series(f"loss/{task}")[1]), words.percent(part.loss[task]),
             *(words.number(drift(run, f"{kind}/{task}").last) for kind in ("balance", "variance", "weight")),
         ])  # fmt: skip
@@ -59,7 +60,7 @@ def _pairs(run: Run) -> str:
     for pair in conflicts(run):
         when = words.listed((words.span(one.first, one.last) for one in pair.stretches), 4) or "none"
         rows.append([
-            escape(pair.name), words.whole(pair.steps), _cosine(pair.mean.value), _error(pair.mean.error),
+            _name(pair.name), words.whole(pair.steps), _cosine(pair.mean.value), _error(pair.mean.error),
             _cosine(pair.last_quarter), _cosine(pair.mean_in_conflict), _cosine(pair.lowest), words.percent(pair.rate), when,
         ])  # fmt: skip
     head = ["Pair", "steps", "mean cosine", "± s.e.", "last quarter", "when negative", "lowest", "negative", "lasting conflict"]
@@ -88,7 +89,7 @@ def _layers(run: Run) -> str:
         else:
             worst = min(means, key=lambda pair: np.nan_to_num(means[pair][place], nan=2.0))
             middle = [escape(f"{worst[0]} – {worst[1]}"), _cosine(means[worst][place])]
-        rows.append([escape(name), *middle, escape(words.listed(spans.get(name, []), 4)) or "none"])
+        rows.append([_name(name), *middle, escape(words.listed(spans.get(name, []), 4)) or "none"])
     named = [escape(f"{one} – {other}") for one, other in means] if few else ["lowest pair", "its mean cosine"]
     table = _table("", ["Layer", *named, "lasting conflict"], rows)
     title = "Layers: mean cosine over the run" if few else "Layers"
@@ -106,12 +107,17 @@ def _others(run: Run) -> str:
         if len(values):
             rows.append(
                 [
-                    escape(name),
+                    _name(name),
                     words.whole(len(values)),
                     *(words.number(float(one)) for one in (values[0], values[-1], values.min(), values.max())),
                 ]
             )
     return _table("What else was logged", ["Column", "steps", "first", "last", "lowest", "highest"], rows)
+
+
+def _name(name: str) -> str:
+    """Escaped, and where it has to be broken, broken at its own joints."""
+    return re.sub(r"([/_.])(?=.)", r"\1<wbr>", escape(name))
 
 
 def _error(value: float) -> str:

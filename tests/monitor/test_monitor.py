@@ -108,7 +108,7 @@ def test_rows_are_what_happened(tmp_path: Path) -> None:
     )
 
     def after(step: int, losses: Losses) -> None:
-        told.append({task: float(loss) for task, loss in losses.items()})
+        told.append({task: float(loss.detach()) for task, loss in losses.items()})
         with torch.no_grad():
             balancer.log_vars.add_(0.01)
         monitor.log({"lr": 0.1 / (step + 1), "score": torch.tensor(step, dtype=torch.int32)})
@@ -261,6 +261,22 @@ def test_layers(tmp_path: Path) -> None:
                 cosines = [float(s.group_cosines[g, t, u]) for s in both]
                 assert float(row[f"cosine/{pair}"]) == pytest.approx(statistics.fmean(cosines))
                 assert float(row[f"conflict_rate/{pair}"]) == pytest.approx(sum(c < 0 for c in cosines) / len(both))
+
+
+def test_layers_of_windows_that_a_flush_ended(tmp_path: Path) -> None:
+    """What is logged afterwards belongs to the row of a step whose layers are written already."""
+    net, surgery = Net(dropout=0.0), gs.GradientAggregator("pcgrad", tasks=TASKS, group_by="layer")
+    with gs.Monitor(surgery, tmp_path, read_every=5) as monitor:
+        train(net, surgery, "parameters", 3)
+        monitor.flush()
+        monitor.log({"val": 1.0})
+        train(net, surgery, "parameters", range(3, 7))
+        monitor.flush()
+        monitor.log({"val": 2.0})
+    rows = table(tmp_path / "layers.csv")
+    assert [(row["step"], row["steps"]) for row in rows if row["layer"] == "0"] == [("2", "3"), ("6", "4")]
+    assert [row["val"] for row in table(tmp_path / "log.csv")] == ["", "", "1.0", "", "", "", "2.0"]
+    assert all(row.layers is not None for row in monitor.rows)
 
 
 def test_samples_are_no_layers(tmp_path: Path) -> None:
