@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +16,8 @@ from gradsurgery.methods import registry
 
 settings.register_profile("gradsurgery", deadline=None, derandomize=True, database=None, max_examples=40, print_blob=True)
 settings.load_profile("gradsurgery")
+
+BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -46,6 +50,19 @@ def sample_data() -> Path:
     folder = Path(named)
     assert folder.is_dir(), f"GRADSURGERY_DATA: expected a folder, found {named!r}"
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install gradsurgery[test]")
+    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if found is None:
+        pytest.skip("there is no chromium on PATH to open pages with")
+    with api.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=found, args=BROWSER_FLAGS)
+        yield started
+        started.close()
 
 
 @pytest.fixture

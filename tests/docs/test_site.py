@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import html
+import http.server
 import importlib.util
 import logging
 import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from snippets import ROOT
@@ -123,6 +128,53 @@ def test_docstrings_leave_no_other_markup(site: Path) -> None:
         assert "::\n" not in words, path.name
         assert "====" not in words, path.name
         assert "Options:" not in words, path.name
+
+
+# --- in a browser -----------------------------------------------------------------------------------------------------------------
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """The site, served: from disk a browser would not let it search."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "pages"), [(390, "**/*.html"), (1440, "[iqm]*.html")])
+def test_pages_fit_the_window_and_ask_for_nothing(browser: Any, site: Path, address: str, width: int, pages: str) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    requests: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    for path in sorted(site.glob(pages)):
+        if path.name != "404.html":
+            page.goto(address + path.relative_to(site).as_posix())
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path.name
+    assert errors == []
+    assert [url for url in requests if not url.startswith((address, "data:", "blob:"))] == []
+    context.close()
+
+
+def test_search_finds(browser: Any, address: str) -> None:
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    page.goto(f"{address}index.html")
+    page.click("input.md-search__input")
+    page.keyboard.type("diagnose")
+    first = page.wait_for_selector(".md-search-result__item a", timeout=30_000)
+    assert first.get_attribute("href").startswith(address)
+    context.close()
 
 
 # --- the hooks and the extension by themselves ------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -60,9 +62,28 @@ def settings_of_the_compiler() -> Iterator[dict[str, Any]]:
     torch._dynamo.reset()
 
 
+@contextlib.contextmanager
+def loggers() -> Iterator[dict[str, Any]]:
+    """Stand-ins for packages that a page logs to; both get every step's values."""
+    got: dict[str, list[tuple[int, dict[str, float]]]] = {"wandb": [], "mlflow": []}
+    wandb, mlflow = ModuleType("wandb"), ModuleType("mlflow")
+    wandb.log = lambda values, step: got["wandb"].append((step, dict(values)))  # type: ignore[attr-defined]
+    mlflow.log_metrics = lambda values, step: got["mlflow"].append((step, dict(values)))  # type: ignore[attr-defined]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", wandb)
+        patch.setitem(sys.modules, "mlflow", mlflow)
+        yield snippets.surroundings()
+    for rows in got.values():
+        assert [step for step, _ in rows] == [0, 1, 2]
+        assert {"loss/seg", "norm/depth", "weight/seg", "cosine/seg-depth", "norm"} <= rows[0][1].keys()
+    for written in ("observed/log.csv", "observed/report/index.html", "layers/layers.csv"):
+        assert Path("runs", written).is_file()
+
+
 SURROUNDINGS: dict[str, Callable[[], contextlib.AbstractContextManager[dict[str, Any]]]] = {
     "docs/compile.md": settings_of_the_compiler,
     "docs/distributed.md": one_process,
+    "docs/monitor.md": loggers,
 }
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +22,6 @@ from gradsurgery.report import ReportError, write_report
 from gradsurgery.report.layer_panels import ROWS, grouped
 
 ODD = ("<b>bold</b>", "left-hand", "_hidden", "深度 $x$", 'a&"quote"', "x" * 90)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 
 
 class Elements(HTMLParser):
@@ -189,19 +186,6 @@ def test_no_log_makes_it_fail_but_with_a_report_error(
         file.write(tail)
     with contextlib.suppress(ReportError):
         Elements(write_report(folder).read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A Chromium without a window and without a network."""
-    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install gradsurgery[test]")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("there is no chromium on PATH to open the page with")
-    with api.sync_playwright() as driver:
-        started = driver.chromium.launch(executable_path=found, args=FLAGS)
-        yield started
-        started.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
