@@ -28,8 +28,10 @@ class PCD(SolverMethod):
 
     g̃_i = g_i / √(v̂_i + ε), where v̂_i is the bias-corrected moving average of ‖g_i‖² over the steps in which task i was present
     (without memory: ‖g_i‖² itself). The program is solved exactly by an active-set method. Constraints that no d satisfies together
-    are dropped, and the result is g_p; where d vanishes to rounding, the result is zero; the status says stationary of both. The
-    result is zero, too, where the primary task has a zero gradient or none. A zero or absent gradient constrains nothing.
+    are dropped, and the result is g_p. Where the only secondary gradient is exactly opposed to the primary's and its τ_j > 0, d is
+    −g_p times a positive factor, and the result −g_p: the constraint wins over the primary task. Where d vanishes to rounding, the
+    result is zero; the status says stationary of that, and of constraints that were dropped. The result is zero, too, where the
+    primary task has a zero gradient or none. A zero or absent gradient constrains nothing.
 
     Options:
         tau: τ_j in [0, 1], the share of the progress along its own gradient that a secondary task is guaranteed: one for all, or

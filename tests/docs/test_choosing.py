@@ -137,8 +137,3 @@ def test_the_lines_that_the_report_draws() -> None:
         "of less than 50 steps",
     ):
         assert said in PROSE
-
-
-def test_headings_that_are_linked_to_exist() -> None:
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= anchors

@@ -47,8 +47,3 @@ def raised(does: Callable[[], object]) -> Exception:
         except Exception as error:
             return error
     pytest.fail("nothing was raised")
-
-
-def test_headings_that_are_linked_to_exist() -> None:
-    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", PAGE, re.MULTILINE)}
-    assert set(re.findall(r"\]\(#([\w-]+)\)", PAGE)) <= anchors

@@ -86,6 +86,13 @@ def test_a_primary_without_gradient_gives_zero_and_other_zeros_constrain_nothing
     assert not gs.aggregate(rows([1, 0], [-1, 0]), "pcd", tau=0.0).any()  # type: ignore[union-attr]  # d = 0
 
 
+@pytest.mark.parametrize("length", [0.3, 1.0, 5.0])
+def test_the_only_other_gradient_opposed_turns_the_primary_around(length: float) -> None:
+    primary = rows([1, 2, 0.5])
+    out = gs.aggregate(torch.cat([primary, -length * primary]), "pcd")
+    torch.testing.assert_close(out, -primary[0])
+
+
 def test_one_number_a_task() -> None:
     G = rows([1, 0, 0], [-1, 1, 0], [-1, 0, 1])
     shared = gs.weights(gs.gram(G), "pcd", tau=0.3)
