@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -135,7 +136,7 @@ def _compilers() -> dict[str, Any]:
     nvcc = str(Path(home, "bin", "nvcc")) if home else "nvcc"
     release = re.search(r"release ([\d.]+)", _output(nvcc, "--version") or "")
     return {
-        "c++": _first_line(os.environ.get("CXX") or "c++", "--version"),
+        "c++": _first_line(*shlex.split(os.environ.get("CXX") or "c++"), "--version"),
         "nvcc": release.group(1) if release else None,
     }
 

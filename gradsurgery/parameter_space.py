@@ -128,7 +128,7 @@ class ParameterSpace(Surgery):
         check_bool("retain_graph", retain_graph)
         check_bool("accumulate", accumulate)
         on = None if gram_on is None else listed(gram_on, "gram_on")
-        with self._names_undone_on_error(), self._losses_forgotten():
+        with self._history.held(), self._names_undone_on_error(), self._losses_forgotten():
             batch = self._batch(losses, shared, inputs, scaler)
             if is_sharded(batch.shared):
                 check_plain(inputs=inputs, accumulate=accumulate, gram_on=gram_on, memory=memory, passes=passes)
@@ -203,7 +203,7 @@ class ParameterSpace(Surgery):
                 )
             used.append(scale)
             batch.scale = scale.to(torch.float64)
-            with self._losses_forgotten():
+            with self._history.held(), self._losses_forgotten():
                 self._backward(batch, retain_graph, accumulate, on, memory, passes)
 
         present = list(batch.values.values())

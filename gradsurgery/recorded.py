@@ -106,7 +106,8 @@ class RecordedSteps(MethodMemory):
     def register_statistics_hook(self, hook: StatisticsHook) -> RemovableHandle:
         """Calls ``hook(statistics)`` after every step, whatever the method and the tasks; ``Monitor`` listens here.
 
-        After the backward pass's surgery, on the thread that autograd runs it in. A step that fails before it is done is not told.
+        After the surgery, on the thread that autograd runs it in; of ``backward(losses)``, when ``.grad`` is written. A step that
+        fails before is not told.
         Nothing has been brought to the host; who reads the statistics there waits for the device. Copies and pickles of the
         aggregator do not call it.
         """
@@ -199,4 +200,4 @@ class RecordedSteps(MethodMemory):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         super().set_extra_state(state)
         self._reuse.restore(state.get("reuse", {}))
-        self._history.steps.clear()
+        self._history.loaded(self._step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -541,3 +542,36 @@ def test_unknown_tasks_are_refused() -> None:
         found.conflicting_layers("seg", "normals")
     with pytest.raises(ValueError, match=r"b: expected another task than a, found 'seg' again"):
         found.conflicting_layers("seg", "seg")
+
+
+class Keeper(Net):
+    """Keeps what it has seen in all kinds of places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("expanded", torch.zeros(1, 3).expand(4, 3))
+        self.recent, self.counted = deque([0], maxlen=3), defaultdict(int, begun=1)
+        self.nested = {"levels": [[0], {1}]}
+        self.generator = torch.Generator().manual_seed(3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.expanded[0].add_(1)
+        self.recent.append(self.calls)
+        self.counted["forward"] += 1
+        self.nested["levels"][0].append(2)
+        self.nested["levels"][1].add(3)
+        self.drawn = torch.rand((), generator=self.generator)
+        return super().forward(x)
+
+
+def test_what_modules_keep_is_put_back_wherever_it_is() -> None:
+    model = Keeper()
+    before = model.generator.get_state()
+    gs.diagnose(model, data(), two_losses)
+    assert torch.equal(model.expanded, torch.zeros(4, 3))
+    assert model.expanded.stride() == (0, 1)
+    assert list(model.recent) == [0]
+    assert model.counted == {"begun": 1}
+    assert model.nested == {"levels": [[0], {1}]}
+    assert torch.equal(model.generator.get_state(), before)
+    assert not hasattr(model, "drawn")

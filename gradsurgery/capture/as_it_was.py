@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.utils._pytree import tree_leaves
 
-_CONTAINERS = (dict, OrderedDict, list, set)
+_MAPPINGS = (dict, OrderedDict, defaultdict)
+_SEQUENCES = (list, deque)
+_CONTAINERS = (*_MAPPINGS, *_SEQUENCES, set)
 
 
 @contextmanager
@@ -23,9 +25,10 @@ def as_it_was(modules: Sequence[nn.Module], parameters: Iterable[Tensor], batch:
     """Puts back, bit by bit and whatever is raised inside, what running modules changes.
 
     That is: parameters and buffers (BatchNorm's statistics, spectral norm's vectors, rows that an embedding has rescaled), plain
-    attributes of modules and what their dicts, lists and sets hold (the training mode, counters, hooks), ``requires_grad`` and
-    ``.grad``, and the random numbers of torch on the CPU and on the devices in use, of NumPy and of Python. Inside, ``.grad`` is
-    None. A copy of the parameters and buffers is in memory meanwhile.
+    attributes of modules and what dicts, lists, deques and sets in them hold, however deep (the training mode, counters, hooks),
+    ``requires_grad`` and ``.grad``, and the random numbers of torch on the CPU and on the devices in use, of NumPy, of Python, and
+    of generators that modules have as attributes. Objects of other classes are left as they come to be. Inside, ``.grad`` is None.
+    A copy of the parameters and buffers is in memory meanwhile.
 
     Args:
         modules: whose submodules are meant, too.
@@ -44,7 +47,11 @@ def as_it_was(modules: Sequence[nn.Module], parameters: Iterable[Tensor], batch:
         for tensor in tensors:
             back.callback(_put_back, tensor, tensor.detach().clone())
         for module in every:
-            back.callback(_put_back_attributes, module, *_attributes(module))
+            back.callback(_put_back_attributes, module, dict(vars(module)))
+            for container, value in _held(vars(module).values()):
+                back.callback(_put_back_held, container, value)
+            for generator in (value for value in vars(module).values() if isinstance(value, torch.Generator)):
+                back.callback(generator.set_state, generator.get_state())
         for leaf in leaves:
             back.callback(_put_back_grad, leaf, leaf.requires_grad, leaf.grad)
             leaf.grad = None
@@ -78,26 +85,36 @@ def _tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
                 yield value
 
 
-def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A module's attributes, and of those that hold others what they hold."""
-    attributes = dict(vars(module))
-    return attributes, {name: value.copy() for name, value in attributes.items() if type(value) in _CONTAINERS}
+def _held(attributes: Iterable[Any]) -> list[tuple[Any, Any]]:
+    """The containers among these values, and in containers among them, each with a copy of what it holds."""
+    found: dict[int, tuple[Any, Any]] = {}
+    waiting = list(attributes)
+    while waiting:
+        value = waiting.pop()
+        if type(value) in _CONTAINERS and id(value) not in found:
+            found[id(value)] = (value, value.copy())
+            waiting += value.values() if isinstance(value, dict) else value
+    return list(found.values())
 
 
 def _put_back(tensor: Tensor, value: Tensor) -> None:
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if stride == 0 and size > 1:  # expanded: all places are one
+            tensor, value = tensor.narrow(dim, 0, 1), value.narrow(dim, 0, 1)
     with torch.no_grad():
         tensor.copy_(value)
 
 
-def _put_back_attributes(module: nn.Module, attributes: dict[str, Any], held: dict[str, Any]) -> None:
+def _put_back_attributes(module: nn.Module, attributes: dict[str, Any]) -> None:
     own = vars(module)
     for name in own.keys() - attributes.keys():
         del own[name]
     own.update(attributes)
-    for name, value in held.items():
-        container = own[name]
-        container.clear()
-        (container.extend if isinstance(container, list) else container.update)(value)
+
+
+def _put_back_held(container: Any, value: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, _SEQUENCES) else container.update)(value)
 
 
 def _put_back_grad(leaf: Tensor, requires_grad: bool, grad: Tensor | None) -> None:

@@ -32,7 +32,8 @@ class History:
         self._step_hooks: OrderedDict[int, StepHook] = OrderedDict()
         self._statistics_hooks: OrderedDict[int, StatisticsHook] = OrderedDict()
         self._saving_hooks: OrderedDict[int, Callable[[], None]] = OrderedDict()
-        self._held: list[Statistics] | None = None  # steps that may be taken back, of which nobody has heard
+        self._loading_hooks: OrderedDict[int, Callable[[int], None]] = OrderedDict()
+        self._held: list[tuple[Statistics, Tensor | None]] | None = None  # steps of which nobody has heard yet
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -51,29 +52,32 @@ class History:
         """
         self.steps.append(step)
         if self._held is None:
-            self._tell(step)
+            self._tell(step, gram)
         else:
-            self._held.append(step)
-        for hook in list(self._step_hooks.values()):
-            if gram is not None:
-                hook(step, gram if gram.dim() == 2 else gram.sum(0))
+            self._held.append((step, gram))
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """Steps in here are told when all is done; where an error ends it, they are taken back, and nobody hears of them."""
-        self._held = []
+        outer, self._held, before = self._held, [], list(self.steps)
         try:
             yield
         except BaseException:
-            for _ in self._held:
-                self.steps.pop()
-            self._held = None
+            self.steps.clear()
+            self.steps.extend(before)
+            self._held = outer
             raise
-        done, self._held = self._held, None
-        for step in done:
-            self._tell(step)
+        done, self._held = self._held, outer
+        if outer is not None:
+            outer += done
+            return
+        for step, gram in done:
+            self._tell(step, gram)
 
-    def _tell(self, step: Statistics) -> None:
+    def _tell(self, step: Statistics, gram: Tensor | None) -> None:
+        for step_hook in list(self._step_hooks.values()):
+            if gram is not None:
+                step_hook(step, gram if gram.dim() == 2 else gram.sum(0))
         for hook in list(self._statistics_hooks.values()):
             hook(step)
 
@@ -81,6 +85,12 @@ class History:
         """The steps so far are about to be saved."""
         for hook in list(self._saving_hooks.values()):
             hook()
+
+    def loaded(self, count: int) -> None:
+        """The count of steps has become that of a checkpoint; the steps before are of another past."""
+        self.steps.clear()
+        for hook in list(self._loading_hooks.values()):
+            hook(count)
 
     def register_step_hook(self, hook: StepHook) -> RemovableHandle:
         """``hook(statistics, gram)`` after every step with K, which is still on its device. [T, T]"""
@@ -93,6 +103,10 @@ class History:
     def register_saving_hook(self, hook: Callable[[], None]) -> RemovableHandle:
         """``hook()`` before the count of steps goes into a ``state_dict``."""
         return _registered(self._saving_hooks, hook)
+
+    def register_loading_hook(self, hook: Callable[[int], None]) -> RemovableHandle:
+        """``hook(count)`` after the count of steps has come from a ``state_dict``."""
+        return _registered(self._loading_hooks, hook)
 
     def alone(self) -> History:
         """The same steps, without anybody who listens."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-import warnings
 import weakref
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from .rows import Row
 from .running import Running
 from .sinks import SinkLike, Sinks
 from .statistics import Statistics
+from .telling import tell
 from .window import Entry, Window, logged
 
 _IN_FLIGHT = 2  # windows whose numbers are on their way to the host, at most
@@ -42,21 +44,23 @@ class Monitor:
 
     A row has what ``Statistics.scalars`` says, ``balance/a`` (and ``variance/a``) of the balancer, ``norm_mean`` and
     ``norm_deviation``, and what ``log`` was given. Training is the same with and without: no random numbers, nothing written to
-    what is not its own, no graph held. On CUDA nothing waits: the numbers of ``read_every`` steps go to the host in one copy, and
-    their rows appear once it has arrived; ``flush`` waits, and so does ``state_dict`` of the aggregator, so that no checkpoint is
-    ahead of the folder. On other accelerators each such copy waits.
+    what is not its own, no graph held. On CUDA nothing waits, unless the device is more than two windows behind: the numbers of
+    ``read_every`` steps go to the host in one copy, and their rows appear once it has arrived; ``flush`` waits, and so does
+    ``state_dict`` of the aggregator, so that no checkpoint is ahead of the folder. On other accelerators each such copy waits.
 
     ``norm_mean`` and ``norm_deviation`` are mean and standard deviation of |out| over the last 100 recorded steps in which it is
     finite. They tell how the LENGTH of the combined gradient varies from step to step. The variance of the gradient itself would
     need products between the gradients of different steps, which K does not have. With ``split`` and ``detach`` under a
     ``GradScaler``, lengths are of the scaled gradients.
 
+    An error in reading a step ends the monitor, with a warning, not the training.
+
     Of several processes rank 0 alone writes, and all keep rows; losses are those of the own process. A resumed run goes on in its
     folder: rows of steps that are run again replace the earlier ones, and a run that begins anew begins a new log there. CUDA
     graphs replay without Python, so that nothing hears of their steps.
 
-    It lives as long as the aggregator, and what is waiting is written when either goes, or Python ends. It may be used from other
-    threads. Sinks are called where a step is recorded: in the backward pass, on autograd's thread.
+    What is waiting is written at ``close()``, when the monitor goes (nobody refers to it, nor to its aggregator), or when Python
+    ends. It may be used from other threads. Sinks are called where a step is recorded: in the backward pass, on autograd's thread.
 
     Args:
         surgery: whose steps; ``"sum"`` leaves gradients as they are without surgery, to the rounding of a sum.
@@ -102,32 +106,53 @@ class Monitor:
         self._early: dict[str, float | Tensor] = {}  # logged before the first step
         self._step: int | None = None  # the last one, recorded or not
         self._first_rank: bool | None = None
-        self._told_of_capture = False
+        self._told_of_capture = self._collecting = False
         self._process = os.getpid()
-        self._sinks = Sinks(sinks)
+        self._sinks = Sinks(sinks, _settings(surgery, every, read_every))
         self._handles = (
             surgery.register_statistics_hook(self._on_step),
-            surgery._history.register_saving_hook(self.flush),
+            surgery._history.register_saving_hook(self._on_saving),
+            surgery._history.register_loading_hook(self._on_loading),
         )
         self._closed = False
         _monitors.add(self)
 
     # --- what is recorded ---------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _on_step(self, step: Statistics) -> None:
+        with self._lock, self._never_in_the_way():
+            if not (self._closed or self._is_captured()):
+                self._record(step)
+
+    def _on_saving(self) -> None:
+        with self._lock, self._never_in_the_way():
+            self.flush()
+
+    def _on_loading(self, count: int) -> None:
         with self._lock:
-            if self._closed or self._is_captured():
-                return
-            self._step = step.step
-            self._collect(wait=False)
-            if step.step % self._every:
-                return
-            if len(self._window.entries) >= self._read_every:
-                self._start()
-            self._rank()
-            self._window.add(Entry(step.step, step, self._balance(), self._early))
-            self._early = {}
+            self._step = count - 1 if count else None
+
+    @contextmanager
+    def _never_in_the_way(self) -> Iterator[None]:
+        """An error in here ends the monitor, not the training."""
+        try:
+            yield
+        except Exception as error:
+            self._window, self._in_flight = Window(), deque()
+            self.close()
+            tell(f"Monitor: it ends here, as reading a step failed ({type(error).__name__}: {error}). Training goes on.")
+
+    @torch.no_grad()
+    def _record(self, step: Statistics) -> None:
+        self._step = step.step
+        self._collect(wait=False)
+        if step.step % self._every:
+            return
+        if len(self._window.entries) >= self._read_every:
+            self._start()
+        self._rank()
+        self._window.add(Entry(step.step, step, self._balance(), self._early))
+        self._early = {}
 
     def _balance(self) -> dict[str, Tensor]:
         """The balancer's numbers, [T] each."""
@@ -142,15 +167,12 @@ class Monitor:
             return False
         if not self._told_of_capture:
             self._told_of_capture = True
-            warnings.warn(
-                "Monitor: a CUDA graph is being captured. Its replays run without Python, so that their steps are not recorded.",
-                stacklevel=4,
-            )
+            tell("Monitor: a CUDA graph is being captured. Its replays run without Python, so that their steps are not recorded.")
         return True
 
     @torch.no_grad()
     def log(self, values: Mapping[str, float | Tensor]) -> None:
-        """More values of the last step; before the first one, of that.
+        """More values of the last step (of a checkpoint that was loaded: its last one); before the first one, of that.
 
         Args:
             values: numbers, or tensors with one element, which are copied where they lie and come with the next reading.
@@ -160,7 +182,10 @@ class Monitor:
             ValueError: the name "step".
             RuntimeError: the monitor is closed.
         """
-        given = {name: logged(name, value) for name, value in dict(values).items()}
+        wanted: object = values
+        if not isinstance(wanted, Mapping):
+            raise TypeError(f"values: expected a dict of numbers by name, found {type(wanted).__name__}.")
+        given = {name: logged(name, value) for name, value in values.items()}
         with self._lock:
             if self._closed:
                 raise RuntimeError("log: expected an open monitor, found one that was closed.")
@@ -239,9 +264,15 @@ class Monitor:
 
     def _collect(self, wait: bool) -> None:
         """Rows of the windows that have arrived; of all, or of more than may be under way, by waiting."""
-        while self._in_flight and (wait or len(self._in_flight) > _IN_FLIGHT or self._in_flight[0].ready()):
-            window = self._in_flight.popleft()
-            self._take(window.rows(() if self._balancer is None else self._balancer.tasks, self._by_sample, self._running))
+        if self._collecting:  # a sink that is being written to calls back
+            return
+        self._collecting = True
+        try:
+            while self._in_flight and (wait or len(self._in_flight) > _IN_FLIGHT or self._in_flight[0].ready()):
+                window = self._in_flight.popleft()
+                self._take(window.rows(() if self._balancer is None else self._balancer.tasks, self._by_sample, self._running))
+        finally:
+            self._collecting = False
 
     def _take(self, rows: list[Row]) -> None:
         """Rows that have arrived, into the ring and the sinks."""
@@ -249,20 +280,31 @@ class Monitor:
         dropped = None
         while self._rows and self._rows[-1].step >= first:  # run again, or there is more of the last step
             dropped = self._rows.pop()
-        added = dropped is not None and dropped.step == first and "absent" not in rows[0].values
-        if dropped is not None and added:
-            rows[0] = Row(first, dropped.values | rows[0].values, dropped.layers)
+        if rows[0].amends and dropped is not None and dropped.step == first:
+            rows[0] = replace(dropped, values=dropped.values | rows[0].values, amends=True)
         writes = self._rank()
         self._running.complete(rows, self._sinks.norms if writes else lambda step, count: [])
         self._rows.extend(rows)
         if writes:
-            self._sinks.write([Row(first, rows[0].values), *rows[1:]] if added else rows)  # its layers have been written
+            self._sinks.write(rows)
 
     def _rank(self) -> bool:
         """Whether this process writes: rank 0 of those of torch.distributed, also when that has ended."""
         if dist.is_available() and dist.is_initialized():
             self._first_rank = dist.get_rank() == 0
         return self._first_rank is not False
+
+
+def _settings(surgery: GradientAggregator, every: int, read_every: int) -> dict[str, object]:
+    """What a page about the run tells of it."""
+    by = surgery._group_by
+    return {
+        "method": surgery.method.spec.name,
+        "method_options": {name: str(getattr(surgery.method, name)) for name in surgery.method.spec.options},
+        "group_by": by if by is None or isinstance(by, str) else "a function",
+        "every": every,
+        "read_every": read_every,
+    }
 
 
 _monitors: weakref.WeakSet[Monitor] = weakref.WeakSet()

@@ -40,11 +40,14 @@ class Row:
         values: by name: what ``Statistics.scalars`` returns, ``balance/a`` and ``variance/a`` of a balancer, ``norm_mean`` and
             ``norm_deviation``, and what was logged.
         layers: where surgery is done by groups of tensors.
+        amends: whether this is more of a row that was there before, as of values that were logged late, rather than a step run
+            again.
     """
 
     step: int
     values: dict[str, float]
     layers: Layers | None = field(default=None, repr=False)
+    amends: bool = field(default=False, repr=False)
 
 
 def layers_of(step: Statistics) -> Layers | None:

@@ -46,10 +46,15 @@ class Running:
             before: gives what else is known of the last (argument 2) steps before one (argument 1).
         """
         first = rows[0].step
+        back = not self._norms
         while self._norms and self._norms[-1][0] >= first:
             self._norms.pop()
-        if not self._norms:
-            self._norms.extend(before(first, STEPS))
+            back = True
+        if back and len(self._norms) < STEPS:
+            earlier = before(first, STEPS)
+            if len(earlier) > len(self._norms):
+                self._norms.clear()
+                self._norms.extend(earlier)
         known = [norm for _, norm in self._norms][-STEPS:]
         came = [(row.step, row.values["norm"]) for row in rows if math.isfinite(row.values.get("norm", math.nan))]
         norms = np.array(known + [norm for _, norm in came])

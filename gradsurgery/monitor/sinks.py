@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from .rows import Row
 from .run_folder import RunFolder
 from .running import Norms
+from .telling import tell
 
 
 @runtime_checkable
@@ -83,14 +84,14 @@ class TensorBoardSink:
 
     def write(self, rows: Sequence[Row]) -> None:
         last = self._written
-        if self._folder is not None and (self._writer is None or (last is not None and rows[0].step < last.step)):
+        if self._folder is not None and (self._writer is None or (last is not None and _goes_back(rows[0], last))):
             if self._writer is not None:
                 self._writer.close()
             self._writer = self._open(self._folder, purge_step=rows[0].step)
         for row in rows:
-            known = last.values if last is not None and last.step == row.step else {}
+            known = last.values if row.amends and last is not None and last.step == row.step else {}
             for name, value in row.values.items():
-                if name not in known:
+                if name not in known or not _same(value, known[name]):
                     self._writer.add_scalar(name, value, row.step)
         self._written = rows[-1]
         self._writer.flush()
@@ -105,27 +106,27 @@ class Sinks:
 
     Args:
         given: folders, functions, or sinks.
+        settings: of the run, for folders.
 
     Raises:
         TypeError: one that is none of these.
         ValueError: as of ``RunFolder``.
     """
 
-    def __init__(self, given: Sequence[SinkLike]) -> None:
+    def __init__(self, given: Sequence[SinkLike], settings: Mapping[str, object]) -> None:
         self._sinks: list[Sink] = []
         try:
-            self._sinks += map(_sink, given)
+            self._sinks += (_sink(one, settings) for one in given)
         except BaseException:
             self.close()
             raise
 
     def write(self, rows: Sequence[Row]) -> None:
         """Rows to each."""
-        for sink in list(self._sinks):
-            error = _error_of(sink.write, rows)
-            if error is not None:
-                self._sinks.remove(sink)
-                _warn(sink, error)
+        failed = [(sink, error) for sink in self._sinks if (error := _error_of(sink.write, rows)) is not None]
+        for sink, error in failed:
+            self._sinks.remove(sink)
+            _warn(sink, error)
 
     def norms(self, before: int, count: int) -> Norms:
         """|out| of the last steps before one, in the run folder that is gone on with."""
@@ -143,9 +144,9 @@ class Sinks:
                 _warn(sink, error)
 
 
-def _sink(given: SinkLike) -> Sink:
+def _sink(given: SinkLike, settings: Mapping[str, object]) -> Sink:
     if isinstance(given, (str, os.PathLike)):
-        return RunFolder(given)
+        return RunFolder(given, settings)
     if not isinstance(given, type):
         if isinstance(given, Sink):
             return given
@@ -155,6 +156,15 @@ def _sink(given: SinkLike) -> Sink:
     raise TypeError(
         f"sinks: expected a folder, a function of step and values, or an object with write(rows) and close(); found {found}."
     )
+
+
+def _goes_back(row: Row, last: Row) -> bool:
+    """Whether a row is of a step that runs again."""
+    return row.step < last.step or (row.step == last.step and not row.amends)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
 
 
 def _error_of(call: Callable[..., None], *arguments: object) -> Exception | None:
@@ -167,7 +177,4 @@ def _error_of(call: Callable[..., None], *arguments: object) -> Exception | None
 
 
 def _warn(sink: Sink, error: Exception) -> None:
-    warnings.warn(
-        f"Monitor: {sink} failed and gets no more rows ({type(error).__name__}: {error}). Training goes on, and so does .rows.",
-        stacklevel=4,
-    )
+    tell(f"Monitor: {sink} failed and gets no more rows ({type(error).__name__}: {error}). Training goes on, and so does .rows.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ class Window:
     def add(self, entry: Entry) -> None:
         """One more."""
         self.entries.append(entry)
-        weights = None if entry.statistics is None else entry.statistics.device_weights
+        weights = None if entry.statistics is None else entry.statistics._weights
         if weights is None or weights.is_cuda:
             self.note_stream(entry.tensors())
 
@@ -96,8 +96,10 @@ class Window:
                 values = next(known)
                 running.count(entry.statistics, values.get("nonfinite") == 1)
                 rows.append(Row(entry.step, values | more, None if by_sample else layers_of(entry.statistics)))
+            elif before is None:
+                rows.append(Row(entry.step, more, amends=True))
             else:
-                rows.append(Row(entry.step, more) if before is None else Row(entry.step, before.values | more, before.layers))
+                rows.append(replace(before, values=before.values | more))
         return rows
 
 
@@ -111,9 +113,9 @@ def logged(name: str, value: float | Tensor) -> float | Tensor:
         raise TypeError(f"values: expected names that are strings, found {name!r}.")
     if name == "step":
         raise ValueError("values: expected other names than 'step', which is the row's.")
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         return value.detach().reshape(()).clone()
     if isinstance(value, Tensor) or not hasattr(value, "__float__"):
-        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise TypeError(f"values[{name!r}]: expected a number or a tensor with one element, found {found}.")
+        found = f"a {value.dtype} tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"values[{name!r}]: expected a number or a real tensor with one element, found {found}.")
     return float(value)

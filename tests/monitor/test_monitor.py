@@ -284,5 +284,5 @@ def test_samples_are_no_layers(tmp_path: Path) -> None:
     with gs.Monitor(surgery, tmp_path) as monitor:
         train(Net(), surgery, "split", 3)
     assert all(row.layers is None for row in monitor.rows)
-    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "config.json"}
     assert numbers(tmp_path / "log.csv", "norm/seg") == [pytest.approx(n) for n in (row.values["norm/seg"] for row in monitor.rows)]

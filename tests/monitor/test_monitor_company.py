@@ -201,9 +201,16 @@ def test_arguments(arguments: tuple[Any, ...], options: dict[str, Any], error: t
 def test_what_is_no_value_is_refused(tmp_path: Path) -> None:
     surgery = gs.GradientAggregator("sum")
     monitor = gs.Monitor(surgery)
-    for value, found in ((torch.ones(2), r"a tensor of shape \[2\]"), ("1", "str"), (None, "NoneType")):
-        with pytest.raises(TypeError, match=rf"values\['x'\]: expected a number or a tensor with one element, found {found}"):
+    for value, found in (
+        (torch.ones(2), r"a torch.float32 tensor of shape \[2\]"),
+        (torch.tensor(1j), r"a torch.complex64 tensor of shape \[\]"),
+        ("1", "str"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(TypeError, match=rf"values\['x'\]: expected a number or a real tensor with one element, found {found}"):
             monitor.log({"x": value})  # type: ignore[dict-item]
+    with pytest.raises(TypeError, match="values: expected a dict of numbers by name, found float"):
+        monitor.log(1.0)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="values: expected other names than 'step'"):
         monitor.log({"step": 1})
     monitor.close()
@@ -212,6 +219,9 @@ def test_what_is_no_value_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="expected a folder, found the file"):
         gs.Monitor(surgery, tmp_path / "file")
+    (tmp_path / "log.csv").write_text("\n1,2\n")
+    with pytest.raises(ValueError, match="expected a log whose first column is 'step', found an empty line"):
+        gs.Monitor(surgery, tmp_path)
     (tmp_path / "log.csv").write_text("time,loss\n1,2\n")
     with pytest.raises(ValueError, match="expected a log whose first column is 'step', found 'time'"):
         gs.Monitor(surgery, tmp_path)
