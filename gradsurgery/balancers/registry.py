@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from gradsurgery.names import expected
+
 from .base import Balancer
 
 PROPERTIES = frozenset(
@@ -94,6 +96,11 @@ def register(name: str, *, paper: str, properties: Sequence[str] = ()) -> Callab
     return add
 
 
+class _ByName(dict[str, BalancerSpec]):
+    def __missing__(self, name: str) -> BalancerSpec:
+        raise KeyError(expected("balancer", name, self) if isinstance(name, str) else name)
+
+
 def balancers() -> dict[str, BalancerSpec]:
-    """All registered balancers by name."""
-    return dict(_SPECS)
+    """All registered balancers by name; one that is not there is a ``KeyError`` that says which are."""
+    return _ByName(_SPECS)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.gradients import TaskGradients
+from gradsurgery.names import expected
 
 State = Mapping[str, Tensor]
 """A method's memory between steps: named tensors that the caller keeps, and the method updates in place."""
@@ -380,6 +381,12 @@ def build(method: str | Method, **options: Any) -> Method:
         if options:
             raise TypeError(f"options {sorted(options)} cannot change the given {type(method).__name__}; build it with them.")
         return method
+    given: object = method
+    if isinstance(given, type) and issubclass(given, torch.optim.Optimizer):
+        raise TypeError(
+            f"method: expected a method's name or a built method, found the class {given.__name__}, an optimizer. "
+            f"{given.__name__} wraps an optimizer; name the method in lower case, such as 'pcgrad'."
+        )
     if not isinstance(method, str):
         raise TypeError(f"method: expected a method's name or a built method, found {method!r}.")
     if not options:
@@ -403,7 +410,7 @@ def _spec(name: str) -> MethodSpec:
         _load_entry_points()
         spec = _SPECS.get(name)
     if spec is None:
-        raise ValueError(f"method: expected one of {', '.join(sorted(_SPECS))}, found {name!r}.")
+        raise ValueError(expected("method", name, _SPECS))
     return spec
 
 
