@@ -71,9 +71,10 @@ def _parser() -> argparse.ArgumentParser:
         "methods",
         help="the methods with their options and papers",
         description="The methods that GradientAggregator knows, those of installed packages included, by family.",
-        epilog="Example:\n  gradsurgery methods | grep conflict",
+        epilog="Examples:\n  gradsurgery methods | grep NeurIPS\n  gradsurgery methods pcgrad",
         formatter_class=_RAW,
     )
+    methods.add_argument("name", metavar="METHOD", nargs="?", help="one method: its formula, options, properties and paper")
     methods.set_defaults(run=_methods)
     return parser
 
@@ -90,7 +91,7 @@ def _report(arguments: argparse.Namespace) -> int:
     return show(arguments.folder, arguments.out, in_browser=arguments.open)
 
 
-def _methods(_: argparse.Namespace) -> int:
+def _methods(arguments: argparse.Namespace) -> int:
     from gradsurgery.commands.methods import show
 
-    return show()
+    return show(arguments.name)
