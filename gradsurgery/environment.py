@@ -27,9 +27,10 @@ PACKAGES = (
 VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUDA_DEVICE_MAX_CONNECTIONS",
     "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX",
-    "WORLD_SIZE", "NCCL_DEBUG",
+    "WORLD_SIZE", "NCCL_DEBUG", "GRADSURGERY_BUILD", "GRADSURGERY_CPU_CAPABILITY", "GRADSURGERY_CUDA", "GRADSURGERY_DATA",
+    "GRADSURGERY_REQUIRE_CUDA",
 )  # fmt: skip
-"""Beside all that begin with GRADSURGERY_."""
+"""That results depend on; no others are shown."""
 
 INSTRUCTIONS = ("sse4_2", "avx", "f16c", "fma", "avx2", "avx512f", "avx512bw", "avx512_bf16", "amx_tile", "asimd", "sve")
 
@@ -136,13 +137,13 @@ def _compilers() -> dict[str, Any]:
     nvcc = str(Path(home, "bin", "nvcc")) if home else "nvcc"
     release = re.search(r"release ([\d.]+)", _output(nvcc, "--version") or "")
     return {
-        "c++": _first_line(*shlex.split(os.environ.get("CXX") or "c++"), "--version"),
+        "c++": _first_line(*(shlex.split(os.environ.get("CXX", "")) or ["c++"]), "--version"),
         "nvcc": release.group(1) if release else None,
     }
 
 
 def _variables() -> dict[str, Any]:
-    return {name: value for name, value in sorted(os.environ.items()) if name.startswith("GRADSURGERY_") or name in VARIABLES}
+    return {name: value for name, value in sorted(os.environ.items()) if name in VARIABLES}
 
 
 def _distributed() -> dict[str, Any]:
