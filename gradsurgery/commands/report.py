@@ -12,8 +12,9 @@ from gradsurgery.report import ReportError, findings, read_run, write_report
 def show(folder: Path, out: Path | None, *, in_browser: bool) -> int:
     """Writes a run's page and prints its findings and where it is. -> exit status"""
     try:
-        found = findings(read_run(folder))
-        page = write_report(folder, out)
+        run = read_run(folder)
+        page = write_report(run, out)
+        found = findings(run)
     except (ReportError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

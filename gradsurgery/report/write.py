@@ -8,19 +8,19 @@ from pathlib import Path
 
 from gradsurgery.report.error import ReportError
 from gradsurgery.report.rules import findings
-from gradsurgery.report.run import read_run
+from gradsurgery.report.run import Run, read_run
 
 PAGE = "index.html"
 PICTURES = r"losses|cosines|conflict-rate|lengths|weight|balance|variance|layers(-\d+)?"  # the names that figures.py gives
 
 
-def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+def write_report(run: str | Path | Run, out: str | Path | None = None) -> Path:
     """Read a run's folder and write index.html and its pictures as PNGs.
 
     Each file is replaced whole, the page last: who opens it meanwhile sees the old one or the new one.
 
     Args:
-        run: the folder.
+        run: the folder, or what ``read_run`` found in it.
         out: where to write; None: the folder ``report`` in it.
 
     Returns:
@@ -29,7 +29,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     Raises:
         ReportError: the run cannot be read, the folder not be written, or Matplotlib is not there.
     """
-    found = read_run(run)
+    found = run if isinstance(run, Run) else read_run(run)
     try:
         from gradsurgery.report.figures import pictures
     except ModuleNotFoundError as error:
