@@ -67,13 +67,12 @@ def test_info_names_nobody(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_info_shows_no_other_variables(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("SOME_TOKEN", "a-secret")
-    monkeypatch.setenv("GRADSURGERY_UNHEARD_OF", "a-secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert main(["info"]) == 0
     shown = capsys.readouterr().out
     assert "a-secret" not in shown
     assert "SOME_TOKEN" not in shown
-    assert re.search(r"OMP_NUM_THREADS\s+3\n", shown)
+    assert re.search(r"OMP_NUM_THREADS\s+3\b", shown)
 
 
 @pytest.mark.parametrize("command", ["compiler -std=c++17", "'{folder}/compiler' -O2", "compiler"])
@@ -151,8 +150,41 @@ def test_methods_are_those_of_the_registry(capsys: pytest.CaptureFixture[str]) -
     assert sorted(line.split()[0] for line in lines) == sorted(gs.methods())
     pcgrad = next(line for line in lines if line.startswith("pcgrad "))
     assert "gram" in pcgrad
-    assert "order=" in pcgrad
+    assert "order, " in pcgrad
     assert "2001.06782" in pcgrad
+    assert max(map(len, [head, *lines])) <= 120
+
+
+def test_the_help_of_methods_has_an_example_that_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["methods", "--help"])
+    searched = re.search(r"gradsurgery methods \| grep (\w+)", capsys.readouterr().out)
+    assert searched is not None
+    main(["methods"])
+    assert searched[1] in capsys.readouterr().out
+
+
+def test_one_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "pcgrad"]) == 0
+    shown = capsys.readouterr().out
+    spec = gs.methods()["pcgrad"]
+    assert shown.startswith(f"pcgrad (gram)\n{spec.summary}\n")
+    assert all(f"\n  {name} = {default!r}\n" in shown for name, default in spec.options.items())
+    assert all(f"\n  {name}: " in shown for name in spec.properties)
+    assert shown.endswith(f"\npaper\n  {spec.paper}\n")
+
+
+def test_every_method_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, spec in gs.methods().items():
+        assert main(["methods", name]) == 0
+        assert spec.paper in capsys.readouterr().out
+
+
+def test_a_misspelt_method(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "PCGrad"]) == 1
+    told = capsys.readouterr()
+    assert told.err.startswith("error: method: did you mean 'pcgrad'? Expected one of ")
+    assert told.out == ""
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["info", "--help"], ["report", "--help"], ["methods", "--help"], ["--version"]])
