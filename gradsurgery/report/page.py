@@ -26,7 +26,21 @@ ICONS = {
     "note": ("worth knowing", '<circle cx="12" cy="12" r="10"/><path d="M12 11v6M12 7.2v.1"/>'),
     "warning": ("worth acting on", '<path d="M12 2.8 22.6 21H1.4zM12 9.5v5.5M12 17.9v.1"/>'),
 }
-SETTINGS = ("method", "balancer", "form", "epochs", "batch_size", "lr", "head_lr", "seed", "device", "data", "backbone")
+SETTINGS = (
+    "method",
+    "group_by",
+    "every",
+    "balancer",
+    "form",
+    "epochs",
+    "batch_size",
+    "lr",
+    "head_lr",
+    "seed",
+    "device",
+    "data",
+    "backbone",
+)
 SHOWN = 60  # characters of a setting
 
 
@@ -56,12 +70,13 @@ def _top(run: Run, name: str) -> str:
     recorded = f"{words.whole(len(run.steps))} recorded step{'s' if len(run.steps) != 1 else ''}"
     spanned = words.span(int(run.steps[0]), int(run.steps[-1])).removeprefix("steps ")
     layers = f", {len(run.layers.names)} layers" if run.layers is not None else ""
+    method = f", with the method {escape(_setting(run.method))}" if run.method is not None else ""
     at = f". Gradients were measured{escape(run.at)}" if run.at else ""
     settings = [(key, run.setting(key)) for key in SETTINGS]
     chips = "".join(f"<li><b>{escape(key)}</b>{escape(_setting(value))}</li>" for key, value in settings if value is not None)
     return (
         f'<header class="top"><p class="eyebrow">gradsurgery report</p><h1>{escape(name)}</h1>'
-        f'<p class="lead">{escape(counted)}. {recorded} ({spanned}){layers}{at}.</p>'
+        f'<p class="lead">{escape(counted)}. {recorded} ({spanned}){layers}{method}{at}.</p>'
         + (f'<ul class="settings">{chips}</ul>' if chips else "") + "</header>"
     )  # fmt: skip
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,11 @@ def test_a_conflict_is_found_in_its_pair_its_steps_and_its_layer(tmp_path: Path)
     assert (layer.layer, layer.first, layer.last, layer.steps) == ("trunk.2", 100, 249, 150)
     found = findings(run)
     assert found[0].kind == "verdict"
-    assert found[0].severity == "warning"
-    assert "a method was at work: seg and depth pull the shared part apart in 50 % of the recorded steps" in found[0].sentence
+    assert found[0].severity == "note"
+    assert (
+        "and the method of this run acted on it: seg and depth pull the shared part apart in 50 % of the recorded steps"
+        in found[0].sentence
+    )
     assert "2201.04122" in found[0].advice
     (where,) = _of(found, "layers")
     assert where.sentence == (
@@ -209,9 +214,33 @@ def test_after_surgery_the_verdict_does_not_ask_for_it(tmp_path: Path) -> None:
     columns = run_columns(tasks=A_AND_B, means={"a-b": -0.5})
     columns["weight/b"] = np.full(300, 1.5)
     verdict = _judged(tmp_path, columns)[0]
-    assert "The tasks conflict, and a method was at work" in verdict.sentence
-    assert "compare what the tasks reach with a run of the plain sum" in verdict.advice
+    assert "The tasks conflict, and the method of this run acted on it" in verdict.sentence
+    assert 'compare with a tuned "sum" over several seeds' in verdict.advice
     assert "Try" not in verdict.advice
+
+
+@pytest.mark.parametrize(
+    ("method", "weight", "says"),
+    [
+        ("cagrad", 1.5, "The tasks conflict, and cagrad acted on it: a and b"),
+        ("pcgrad", 1.0, "The tasks conflict, and pcgrad ran, with the same weight for every task: a and b"),
+        ("graddrop", NAN, "The tasks conflict, and graddrop was at work: a and b"),
+        ("constant", 1.5, "Surgery may help: a and b"),
+        ("sum", 1.0, "Surgery may help: a and b"),
+    ],
+)
+def test_the_method_that_ran_is_named_and_not_recommended(tmp_path: Path, method: str, weight: float, says: str) -> None:
+    columns = run_columns(tasks=A_AND_B, means={"a-b": -0.5}) | {"weight/b": np.full(300, weight)}
+    if math.isnan(weight):
+        columns["weight/a"] = np.full(300, NAN)
+    write_log(tmp_path, columns)
+    (tmp_path / "config.json").write_text(json.dumps({"method": method, "group_by": None, "every": 1, "tasks": ["a", "b"]}))
+    found = findings(read_run(tmp_path))
+    assert found[0].sentence.startswith(says)
+    plain = method in ("sum", "constant")
+    assert any("pcgrad, upgrad" in one.advice for one in found) == plain
+    assert (found[0].severity == "warning") == plain
+    assert ("method" in found[0].evidence) != plain
 
 
 # --- collapse ---

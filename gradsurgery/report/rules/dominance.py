@@ -12,6 +12,7 @@ from gradsurgery.report.finding import Finding, Severity
 from gradsurgery.report.run import Run
 
 EVEN = 1.25  # gradients whose lengths differ by less than this factor count as even
+EVENING = (("uw", "gradnorm"), ("imtlg", "nashmtl"))  # balancers and methods that even lengths out
 LOPSIDED = 4.0  # of two orthogonal gradients the sum then points 14° from the longer one: the shorter is hardly heard
 
 
@@ -34,7 +35,7 @@ def dominance(run: Run) -> list[Finding]:
         sentence += f". Of the gradients' lengths each task holds: {words.shares(part.gradient)}"
     evidence: dict[str, float | int | str] = {f"median length, {task}": value for task, value in lengths.items()}
     evidence["longest / shortest"] = ratio
-    found = [Finding("dominance", severity, f"{sentence}.", {**evidence, "columns": "norm/…"}, _advice(severity, weakest))]
+    found = [Finding("dominance", severity, f"{sentence}.", {**evidence, "columns": "norm/…"}, _advice(run, severity, weakest))]
     if all(math.isfinite(value) for value in part.loss.values()):
         found.append(_losses(run, part.loss, strongest, ratio))
     return found
@@ -54,10 +55,12 @@ def _losses(run: Run, part: dict[str, float], strongest: str, ratio: float) -> F
     return Finding("dominance", "note" if disagree else "ok", sentence, {**evidence, "columns": columns})
 
 
-def _advice(severity: Severity, weakest: str) -> str:
+def _advice(run: Run, severity: Severity, weakest: str) -> str:
+    """Not what runs already."""
     if severity != "warning":
         return ""
+    balancers, methods = (", ".join(one for one in names if one not in (run.balancer, run.method)) for names in EVENING)
     return (
-        f"If {weakest} matters and learns too slowly, weigh its loss up by hand first; then try a balancer (uw, gradnorm) or a "
-        "method that evens lengths out (imtlg, nashmtl). That lengths differ is no fault by itself."
+        f"If {weakest} matters and learns too slowly, weigh its loss up by hand first; then try a balancer ({balancers}) or a "
+        f"method that evens lengths out ({methods}). That lengths differ is no fault by itself."
     )
