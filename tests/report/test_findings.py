@@ -243,6 +243,16 @@ def test_the_method_that_ran_is_named_and_not_recommended(tmp_path: Path, method
     assert ("method" in found[0].evidence) != plain
 
 
+@pytest.mark.parametrize("steps", [20, 30, 49, 50])
+def test_every_verdict_on_few_steps_says_that_they_are_few(tmp_path: Path, steps: int) -> None:
+    conflict = run_columns(steps, tasks=A_AND_B, means={"a-b": -0.5}, noise=0.05)
+    broken = run_columns(steps, tasks=A_AND_B) | {"nonfinite": np.ones(steps)}
+    for name, columns in {"calm": run_columns(steps, tasks=A_AND_B), "conflict": conflict, "broken": broken}.items():
+        verdict = _judged(tmp_path / name, columns)[0]
+        assert (f"{steps} recorded steps" in verdict.sentence and "too few" in verdict.sentence) == (steps < 50), verdict.sentence
+        assert ("enough for a verdict" in verdict.evidence) == (steps < 50)
+
+
 # --- collapse ---
 
 

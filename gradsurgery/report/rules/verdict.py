@@ -23,6 +23,17 @@ SOURCES = f"It is a strong competitor {PAPERS}."
 
 def verdict(run: Run, found: Sequence[Finding]) -> Finding:
     """The first sentence of the report. It speaks of this log alone, and what it says of other methods is what to try."""
+    said = _verdict(run, found)
+    few = _measured(run)
+    if few >= ENOUGH or _missing(run):
+        return said
+    sentence = said.sentence
+    if "too few" not in sentence:
+        sentence += f" {_steps(few)} {'is' if few == 1 else 'are'} too few to be sure: record {ENOUGH} at least."
+    return Finding(said.kind, said.severity, sentence, {**said.evidence, "enough for a verdict": f"{ENOUGH} steps"}, said.advice)
+
+
+def _verdict(run: Run, found: Sequence[Finding]) -> Finding:
     evidence: dict[str, float | int | str] = {"recorded steps": len(run.steps), "tasks": len(run.tasks)}
     evidence |= {
         f"warnings: {kind}": sum(one.kind == kind and one.severity == "warning" for one in found) for kind in _kinds(found)
@@ -55,9 +66,9 @@ def verdict(run: Run, found: Sequence[Finding]) -> Finding:
 
 def _calm(run: Run, found: Sequence[Finding], risen: Sequence[Finding], *, lengths: bool) -> tuple[Severity, str, str]:
     """Severity, sentence and advice where nothing is broken and no pair of tasks conflicts for long."""
-    measured = max((len(run.series(column)[0]) for column in run.pairs.values()), default=0)  # of the pair with the most
+    measured = _measured(run)
     if measured < ENOUGH:
-        steps = f"{words.whole(measured)} recorded step{'s' if measured != 1 else ''} with a cosine"
+        steps = f"{_steps(measured)} with a cosine"
         but = " but that the gradients' lengths are lopsided" if lengths else ""
         sentence = f"Nothing stands out{but}: {steps} {'is' if measured == 1 else 'are'} too few for a verdict."
         return "note", sentence, f"Record {ENOUGH} steps at least, better some hundreds."
@@ -86,6 +97,15 @@ def _calm(run: Run, found: Sequence[Finding], risen: Sequence[Finding], *, lengt
     if method := at_work(run):
         advice = f"This log shows no need for {method}: {COMPARE}."
     return "ok", sentence, advice
+
+
+def _measured(run: Run) -> int:
+    """Recorded steps with a cosine, of the pair with the most."""
+    return max((len(run.series(column)[0]) for column in run.pairs.values()), default=0)
+
+
+def _steps(count: int) -> str:
+    return f"{words.whole(count)} recorded step{'s' if count != 1 else ''}"
 
 
 def _missing(run: Run) -> tuple[str, str] | None:
