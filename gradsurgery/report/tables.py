@@ -89,7 +89,7 @@ def _layers(run: Run) -> str:
         else:
             worst = min(means, key=lambda pair: np.nan_to_num(means[pair][place], nan=2.0))
             middle = [escape(f"{worst[0]} – {worst[1]}"), _cosine(means[worst][place])]
-        rows.append([_name(name), *middle, escape(words.listed(spans.get(name, []), 4)) or "none"])
+        rows.append([_name(words.layer(name)), *middle, escape(words.listed(spans.get(name, []), 4)) or "none"])
     named = [escape(f"{one} – {other}") for one, other in means] if few else ["lowest pair", "its mean cosine"]
     table = _table("", ["Layer", *named, "lasting conflict"], rows)
     title = "Layers: mean cosine over the run" if few else "Layers"
