@@ -154,6 +154,34 @@ def test_layers_in_conflict_that_cancel_out_are_told(tmp_path: Path) -> None:
     assert "a and b conflict at late" in _of(found, "layers", "warning")[0].sentence
 
 
+def test_a_conflict_at_all_layers_is_not_said_to_leave_others_alone(tmp_path: Path) -> None:
+    write_log(tmp_path, run_columns(200, tasks=A_AND_B, means={"a-b": -0.4}))
+    level = {"1": -0.2, "2": -0.5, "4": -0.3, "5": -0.25, "9": -0.4}
+    write_layers(tmp_path, {name: {"a-b": np.full(200, mean)} for name, mean in level.items()}, 20)
+    (where,) = _of(findings(read_run(tmp_path)), "layers", "warning")
+    assert where.sentence == (
+        "a and b conflict at all 5 layers, most at layer 2 (throughout, cosine −0.50), layer 9 (throughout, cosine −0.40) "
+        "and layer 4 (throughout, cosine −0.30)."
+    )
+    assert where.advice == ""
+    assert "layer 9" in where.evidence
+
+
+def test_a_layer_that_conflicts_for_a_while_comes_after_those_that_do_throughout(tmp_path: Path) -> None:
+    write_log(tmp_path, run_columns(200, tasks=A_AND_B, means={"a-b": -0.4}))
+    early = np.where(np.arange(200) < 40, -0.9, 0.5)
+    write_layers(tmp_path, {"0": {"a-b": early}, "1": {"a-b": np.full(200, -0.12)}, "2": {"a-b": np.full(200, 0.3)}}, 20)
+    (where,) = _of(findings(read_run(tmp_path)), "layers", "warning")
+    assert where.sentence == (
+        "a and b conflict at layer 1 (throughout, cosine −0.12); for a while, though not on average over the run, at layer 0 "
+        "(steps 0–39, cosine −0.90); not at layer 2."
+    )
+    assert "decides at layer 1 and layer 0 by what" in where.advice
+    (tmp_path / "config.json").write_text('{"method": "pcgrad", "group_by": "layer"}')
+    (where,) = _of(findings(read_run(tmp_path)), "layers", "warning")
+    assert where.advice == "", "that is what ran"
+
+
 def test_layers_of_noise_are_no_conflict(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     write_log(tmp_path, run_columns(300, tasks=A_AND_B))
