@@ -346,7 +346,7 @@ def test_a_task_that_was_short_from_the_start_has_not_collapsed(tmp_path: Path) 
     columns["norm/depth"] = columns["norm/depth"] / 1000
     found = _judged(tmp_path, columns)
     assert not _of(found, "collapse")
-    assert "dominates" in _of(found, "dominance", "warning")[0].sentence
+    assert "depth is drowned" in _of(found, "dominance", "warning")[0].sentence
     assert "lengths are lopsided" in found[0].sentence
 
 
@@ -479,6 +479,24 @@ def test_steps_that_went_wrong_are_counted(tmp_path: Path) -> None:
     assert "In 2 of 300 recorded steps a gradient of a was infinite or NaN, first in step 17, last in step 40" in sentences
     assert "did not converge in 1 of 300 recorded steps, first in step 5" in sentences
     assert "b had no gradient in 10 % of the recorded steps" in sentences
+
+
+# --- dominance ---
+
+
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ({"cls": 4.0, "box": 45.0, "anti": 51.0}, "cls is drowned: the median of the other tasks' gradients is 12.0 times as long"),
+        ({"cls": 90.0, "box": 5.0, "anti": 5.0}, "cls dominates: its gradient is 18.0 times as long as"),
+        ({"cls": 0.0, "box": 5.0, "anti": 5.0}, "cls is drowned: its gradient is zero in most steps"),
+        ({"cls": 3.0, "box": 6.0, "anti": 6.0}, "cls pulls least: the median of the other tasks' gradients is 2.00 times as long"),
+        ({"cls": 1.0, "box": 9.0}, "box dominates: its gradient is 9.00 times as long as cls's"),
+    ],
+)
+def test_one_that_is_drowned_is_told_from_one_that_dominates(tmp_path: Path, lengths: dict[str, float], says: str) -> None:
+    columns = run_columns(100, tasks=tuple(lengths)) | {f"norm/{task}": np.full(100, value) for task, value in lengths.items()}
+    assert _of(_judged(tmp_path, columns), "dominance")[0].sentence.startswith(says)
 
 
 # --- too little to say ---

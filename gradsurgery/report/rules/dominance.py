@@ -28,7 +28,11 @@ def dominance(run: Run) -> list[Finding]:
     if ratio < EVEN:
         sentence = f"No task dominates{run.at}: the gradients' lengths differ by a factor of only {ratio:.2f}"
     elif math.isinf(ratio):
-        sentence = f"{strongest} dominates{run.at}: {weakest}'s gradient is zero in most steps"
+        sentence = f"{weakest} is drowned{run.at}: its gradient is zero in most steps"
+    elif _drowned(list(lengths.values())):
+        least = float(np.median([value for task, value in lengths.items() if task != weakest])) / lengths[weakest]
+        drowned = "is drowned" if least >= LOPSIDED else "pulls least"
+        sentence = f"{weakest} {drowned}{run.at}: the median of the other tasks' gradients is {words.number(least)} times as long"
     else:
         sentence = f"{strongest} dominates{run.at}: its gradient is {words.number(ratio)} times as long as {weakest}'s"
     if all(math.isfinite(value) for value in part.gradient.values()):
@@ -39,6 +43,12 @@ def dominance(run: Run) -> list[Finding]:
     if all(math.isfinite(value) for value in part.loss.values()):
         found.append(_losses(run, part.loss, strongest, ratio))
     return found
+
+
+def _drowned(lengths: list[float]) -> bool:
+    """Whether the shortest is further from the median of the others than the longest; of two the longest dominates."""
+    ordered = sorted(lengths)
+    return len(ordered) > 2 and float(np.median(ordered[1:])) / ordered[0] > ordered[-1] / float(np.median(ordered[:-1]))
 
 
 def _losses(run: Run, part: dict[str, float], strongest: str, ratio: float) -> Finding:
