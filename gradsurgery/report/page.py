@@ -51,7 +51,7 @@ def page(run: Run, found: Sequence[Finding], pictures: Sequence[Picture]) -> str
     sections = [
         _verdict(verdict),
         _section("Findings", _findings(rest, fold=verdict.severity != "ok")) if rest else "",
-        _section("Pictures", f'<div class="figures">{"".join(map(_picture, pictures))}</div>') if pictures else "",
+        _section("Pictures", _pictures(pictures)) if pictures else "",
         _section("Numbers", f'<div class="tables">{body}</div>') if (body := tables(run)) else "",
         _section("How to read this page", reading(run)),
     ]
@@ -94,20 +94,30 @@ def _verdict(verdict: Finding) -> str:
 
 
 def _findings(found: Sequence[Finding], *, fold: bool) -> str:
-    """What is in order is folded away where something else is to be seen."""
-    fine = [finding for finding in found if finding.severity == "ok"]
+    """What is in order comes after what is not; beyond what is said of pairs it is folded where there is more to see."""
     striking = [finding for finding in found if finding.severity != "ok"]
-    lists = [f'<ul class="findings">{"".join(map(_finding, part))}</ul>' for part in (striking, fine)]
-    if not striking or len(fine) < 3:
-        return f'<ul class="findings">{"".join(map(_finding, found))}</ul>'
+    fine = [finding for finding in found if finding.severity == "ok"]
+    if not striking:
+        return _list(fine, "columns")
+    pairs, others = ([one for one in fine if (one.kind == "conflict") == of_pair] for of_pair in (True, False))
+    shown = _list(striking, "rows")
+    if len(others) < 3:
+        return shown + _list([*pairs, *others], "columns")
     opened = "" if fold else " open"
-    return f'{lists[0]}<details class="fine"{opened}><summary>{len(fine)} findings in order</summary>{lists[1]}</details>'
+    folded = (
+        f'<details class="fine"{opened}><summary>{len(others)} more findings in order</summary>{_list(others, "columns")}</details>'
+    )
+    return shown + _list(pairs, "columns") + folded
+
+
+def _list(found: Sequence[Finding], layout: str) -> str:
+    return f'<ul class="findings {layout}">{"".join(map(_finding, found))}</ul>' if found else ""
 
 
 def _finding(finding: Finding) -> str:
     return (
-        f'<li class="{finding.severity}">{_icon(finding.severity)}<div><p>{_text(finding.sentence)}</p>'
-        f"{_advice(finding.advice)}{_evidence(finding.evidence)}</div></li>"
+        f'<li class="{finding.severity}">{_icon(finding.severity)}<p>{_text(finding.sentence)}</p>'
+        f'<div class="beside">{_advice(finding.advice)}{_evidence(finding.evidence)}</div></li>'
     )
 
 
@@ -144,11 +154,20 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>"
 
 
-def _picture(picture: Picture) -> str:
+def _pictures(pictures: Sequence[Picture]) -> str:
+    """Rows of three at a desk, the last ones of two where one would be left alone; of two on a tablet, a last one over both."""
+    count = len(pictures)
+    halves = {0: 0, 1: 4, 2: 2}[count % 3] if count > 1 else 0
+    figures = [_picture(one, half=place >= count - halves) for place, one in enumerate(pictures)]
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
+def _picture(picture: Picture, *, half: bool) -> str:
     data = base64.b64encode(picture.png).decode()
     width, height = (int.from_bytes(picture.png[place : place + 4], "big") for place in (16, 20))
     return (
-        f"<figure><figcaption><h3>{escape(picture.title)}</h3><p>{escape(picture.caption)}</p></figcaption>"
+        f"<figure{' class=half' if half else ''}>"
+        f"<figcaption><h3>{escape(picture.title)}</h3><p>{escape(picture.caption)}</p></figcaption>"
         f'<div class="plate"><img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
         f'alt="{escape(picture.alt, quote=True)}"></div></figure>'
     )

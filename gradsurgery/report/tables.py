@@ -16,7 +16,7 @@ from gradsurgery.report.run import Run
 
 PAIRS = 4  # columns of the layers' table; of more pairs each layer shows the one that conflicts most
 KNOWN = ("loss", "balance", "variance", "weight", "norm", "cosine")  # kinds of columns that other tables and findings show
-OWN = ("epoch", "conflicts", "conflict_rate", "nonfinite", "absent", "converged", "stationary")
+OWN = ("norm_mean", "norm_deviation", "epoch", "conflicts", "conflict_rate", "nonfinite", "absent", "converged", "stationary")
 
 
 def tables(run: Run) -> str:
