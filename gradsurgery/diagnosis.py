@@ -13,13 +13,15 @@ from torch import Tensor
 
 from gradsurgery.monitor import Statistics
 from gradsurgery.report import words
-from gradsurgery.report.facts import CONFLICT, MODERATE, STRONG
+from gradsurgery.report.facts import CONFLICT, MODERATE
 from gradsurgery.report.rules.dominance import LOPSIDED
 from gradsurgery.report.rules.verdict import ENOUGH, FIRST
 
 WIDTH = 100  # of the text
 MOST = 10  # rows of a table in the text
 MATRIX = 8  # tasks of which all cosines stand in the text
+LEAST = 0.01  # the smallest share of a conflict that stands in the text
+FAR = 5 * LOPSIDED  # lengths so uneven that directions come second: the sum is the longest gradient, whatever it points to
 NAME = 36  # the longest name of a layer in the text; 16 of a task
 
 
@@ -149,9 +151,9 @@ class Diagnosis:
                 f"The gradient of {words.listed(silent)} is zero at the shared parameters on this batch: either the loss does not "
                 "depend on them, or it is at its best."
             )
-        said += self._directions()
-        uneven = self._lengths({task: norm for task, norm in norms.items() if norm > 0})
-        said += uneven
+        uneven, ratio = self._lengths({task: norm for task, norm in norms.items() if norm > 0})
+        directions = self._directions()
+        said += [*uneven, *directions] if ratio >= FAR else [*directions, *uneven]
         said.append(
             f"One batch shows a tendency: cosines scatter from batch to batch, and move in training; gradsurgery.Monitor watches "
             f"them, and {ENOUGH} steps are the least that tells more."
@@ -170,25 +172,28 @@ class Diagnosis:
                 f"No pair of tasks conflicts here: the lowest cosine is {cosine}, of {worst.a} and {worst.b}. Surgery would "
                 "have nothing to do on this batch."
             ]
-        strength = "strongly" if worst.cosine <= STRONG else "moderately" if worst.cosine <= MODERATE else "weakly"
         first = max(self.conflicting_layers(worst.a, worst.b), key=lambda row: row.share)
-        said = [f"{worst.a} and {worst.b} conflict {strength} (cosine {cosine}), {_share(first)} of it in {first.layer}."]
+        said = [
+            f"{worst.a} and {worst.b} conflict in this batch (cosine {cosine}): {_share(first)} of what is negative in their "
+            f"product is in {words.layer(first.layer)}."
+        ]
         if worst.cosine > MODERATE:
             return [*said, "That is weak enough to leave alone."]
         return [*said, "If it lasts, it is what surgery of directions (pcgrad, upgrad, cagrad) is for."]
 
-    def _lengths(self, norms: dict[str, float]) -> list[str]:
+    def _lengths(self, norms: dict[str, float]) -> tuple[list[str], float]:
+        """What to say of them, and longest / shortest."""
         if len(norms) < 2:
-            return []
+            return [], 1.0
         longest, shortest = max(norms, key=norms.__getitem__), min(norms, key=norms.__getitem__)
         ratio = norms[longest] / norms[shortest]
         if ratio < LOPSIDED:
-            return []
+            return [], ratio
         return [
             f"{longest}'s gradient is {ratio:.3g} times as long as {shortest}'s: if {shortest} matters and learns too "
             "slowly, weigh its loss up by hand first; then try a balancer (uw, gradnorm) or a method that evens lengths out "
             "(imtlg, nashmtl)."
-        ]
+        ], ratio
 
     def __str__(self) -> str:
         batch = "one batch" if self.ranks is None else f"one batch of rank {self.ranks[0]} of {self.ranks[1]}"
@@ -217,18 +222,25 @@ class Diagnosis:
             return "No pair of tasks has a negative cosine."
         rows = [["conflicts", "", "cosine"]]
         rows += [[_short(a, 16), _short(b, 16), _cosine(cosine)] for a, b, cosine in self.conflicts[:MOST]]
-        return _table(rows, 2) + _more(len(self.conflicts), "pair")
+        return _table(rows, 2) + _more(len(self.conflicts) - len(rows) + 1, "pair")
 
     def _layer_table(self) -> str:
+        """Pairs that conflict over all shared parameters come first; layers that bring next to nothing are counted alone."""
         found = [(row, a, b) for a, b in combinations(self.tasks, 2) for row in self.conflicting_layers(a, b)]
-        if not found:
+        conflicts = {(pair.a, pair.b) for pair in self.conflicts}
+        shown = sorted(
+            (entry for entry in found if entry[0].share >= LEAST),
+            key=lambda entry: (entry[1:] not in conflicts, entry[0].cosine),
+        )[:MOST]
+        if not shown:
             return ""
-        found.sort(key=lambda entry: entry[0].cosine)
-        rows = [["conflicting layers", "", "", "cosine", "of the conflict"]]
+        rows = [["conflicting layers", "", "", "cosine", "share"]]
         rows += [
-            [_short(row.layer, NAME), _short(a, 16), _short(b, 16), _cosine(row.cosine), _share(row)] for row, a, b in found[:MOST]
+            [_short(words.layer(row.layer), NAME), _short(a, 16), _short(b, 16), _cosine(row.cosine), _share(row)]
+            for row, a, b in shown
         ]
-        return _table(rows, 3) + _more(len(found), "layer")
+        share = "\nshare: of all that is negative in the product of the two tasks' gradients, summed over layers"
+        return _table(rows, 3) + _more(len(found) - len(shown), "layer") + share
 
 
 def _number(value: float) -> str:
@@ -247,9 +259,9 @@ def _count(number: int, word: str) -> str:
     return f"{words.whole(number)} {word}{'' if number == 1 else 's'}"
 
 
-def _more(found: int, word: str) -> str:
+def _more(left: int, word: str) -> str:
     """How many rows are left out of a table."""
-    return f"\n… and {_count(found - MOST, f'more {word}')} with a negative cosine" if found > MOST else ""
+    return f"\n… and {_count(left, f'more {word}')} with a negative cosine" if left else ""
 
 
 def _short(name: str, most: int) -> str:

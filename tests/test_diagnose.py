@@ -8,6 +8,7 @@ import warnings
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -420,8 +421,8 @@ def test_a_planted_conflict_is_named() -> None:
     assert rows[0].cosine == pytest.approx(-1)
     assert rows[0].share == pytest.approx(1)
     assert found.conflicting_layers("b", "a") == rows
-    assert "a and b conflict strongly" in found.suggestion
-    assert "100 % of it in blocks.block5" in found.suggestion
+    assert "a and b conflict in this batch (cosine −" in found.suggestion
+    assert "100 % of what is negative in their product is in blocks.block5" in found.suggestion
     assert "One batch shows a tendency" in found.suggestion
 
 
@@ -438,6 +439,45 @@ def test_a_task_that_dominates_is_named() -> None:
         Net().eval(), data(), lambda m, b: {"big": 100 * m(b[0])[0].square().mean(), "small": m(b[0])[0].square().mean()}
     )
     assert "big's gradient is 100 times as long as small's" in found.suggestion
+
+
+class Parts(nn.Module):
+    """Two layers, numbered, of whose gradients the losses are to make what they like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False), nn.Linear(3, 1, bias=False))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [layer(x).sum() for layer in self.layers]
+
+
+def weighed(**tasks: tuple[float, ...]) -> gs.Diagnosis:
+    """Tasks with gradients of these sizes in the layers, all in one direction."""
+    model = Parts()
+    losses = lambda m, x: {t: sum(w * part for w, part in zip(ws, m(x), strict=True)) for t, ws in tasks.items()}  # noqa: E731
+    return gs.diagnose(model, torch.ones(1, 3), losses, model.layers)
+
+
+def test_lengths_come_first_where_they_are_far_apart() -> None:
+    far, near = weighed(a=(86, 0, 0), b=(-0.5, 0.8, 0)).suggestion, weighed(a=(5, 0, 0), b=(-0.5, 0.8, 0)).suggestion
+    assert far.startswith("a's gradient is 91.2 times as long as b's")
+    assert near.startswith(
+        "a and b conflict in this batch (cosine −0.53): 100 % of what is negative in their product is in layer 0."
+    )
+    assert "If it lasts" in far
+    assert "5.3 times as long" in near
+    assert "strongly" not in far + near
+
+
+def test_the_table_of_layers_leads_with_pairs_that_conflict() -> None:
+    text = str(weighed(a=(1, 0, 1), b=(-0.5, 0.1, -0.001), c=(2, -0.2, -0.1)))
+    rows = text.partition("conflicting layers")[2].splitlines()
+    assert [row.split()[:4] for row in rows[1:3]] == [["layer", "0", "a", "b"], ["layer", "0", "b", "c"]]
+    assert rows[3].split()[:4] == ["layer", "1", "b", "c"]
+    assert rows[4].split()[:4] == ["layer", "2", "a", "c"], "whose cosine over all layers is positive"
+    assert "… and 1 more layer with a negative cosine" in text, "that brings less than 1 %"
+    assert "share: of all that is negative in the product of the two tasks' gradients" in text
 
 
 @pytest.mark.parametrize("tasks", [2, 7, 8, 20])
@@ -460,9 +500,8 @@ def test_the_text_fits(tasks: int) -> None:
     assert f"{tasks} tasks at 30 shared layers, one batch" in text
     negative = sum(float(found.layer_cosines[g, i, j]) < 0 for g in range(30) for i in range(tasks) for j in range(i))
     assert f"… and {negative - 10:,} more layer" in text
-    worst = min(
-        row.cosine for i, a in enumerate(found.tasks) for b in found.tasks[i + 1 :] for row in found.conflicting_layers(a, b)
-    )
+    pairs = [(pair.a, pair.b) for pair in found.conflicts] or list(combinations(found.tasks, 2))
+    worst = min(row.cosine for pair in pairs for row in found.conflicting_layers(*pair) if row.share >= 0.01)
     lines = text.splitlines()
     first = lines[next(k for k, line in enumerate(lines) if line.startswith("conflicting layers")) + 1]
     assert f"−{-worst:.3f}" in first

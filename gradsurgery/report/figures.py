@@ -208,7 +208,8 @@ def _of_layers(run: Run) -> list[Picture]:
             bar.set_label("mean cosine (red: conflict)")
             bar.outline.set_visible(False)
         where = [
-            f"{one.layer} in {words.span(one.first, one.last)} (cosine {words.signed(one.cosine)})" for one in conflicting[pair]
+            f"{words.layer(one.layer)} in {words.span(one.first, one.last)} (cosine {words.signed(one.cosine)})"
+            for one in conflicting[pair]
         ]
         alt = f"Mean cosine of {pair[0]} and {pair[1]} at {rows} layers over {_steps(run)}. "
         alt += f"In conflict: {words.listed(where, 8)}." if where else "No layer is in conflict for long."

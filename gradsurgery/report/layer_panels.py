@@ -11,6 +11,7 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from gradsurgery.report import words
 from gradsurgery.report.axes import FAINT, color, short
 from gradsurgery.report.layers import Layers
 from gradsurgery.report.series import edges
@@ -64,7 +65,7 @@ def heat_map(axes: Axes, found: Grid, reach: float) -> AxesImage:
     image = axes.imshow(found.values, cmap=MAP, vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
     count = len(found.names)
     every = -(-count // 30)
-    axes.set_yticks(range(0, count, every), [short(name) for name in found.names[::every]])
+    axes.set_yticks(range(0, count, every), [short(words.layer(name)) for name in found.names[::every]])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
     columns = len(found.ends)
@@ -93,7 +94,7 @@ def bars(axes: Axes, grids: Sequence[Grid], labels: Sequence[str]) -> None:
         axes.plot(means, heights, "o", color=color(place), markersize=4, label=short(label))
     axes.axvline(0, color=FAINT, linewidth=0.9)
     every = -(-count // 30)
-    axes.set_yticks(range(0, count, every), [short(name) for name in grids[0].names[::every]])
+    axes.set_yticks(range(0, count, every), [short(words.layer(name)) for name in grids[0].names[::every]])
     for text in axes.get_yticklabels():
         text.set_parse_math(False)
     axes.set_ylim(count - 0.5, -0.5)

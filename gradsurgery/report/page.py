@@ -26,7 +26,21 @@ ICONS = {
     "note": ("worth knowing", '<circle cx="12" cy="12" r="10"/><path d="M12 11v6M12 7.2v.1"/>'),
     "warning": ("worth acting on", '<path d="M12 2.8 22.6 21H1.4zM12 9.5v5.5M12 17.9v.1"/>'),
 }
-SETTINGS = ("method", "balancer", "form", "epochs", "batch_size", "lr", "head_lr", "seed", "device", "data", "backbone")
+SETTINGS = (
+    "method",
+    "group_by",
+    "every",
+    "balancer",
+    "form",
+    "epochs",
+    "batch_size",
+    "lr",
+    "head_lr",
+    "seed",
+    "device",
+    "data",
+    "backbone",
+)
 SHOWN = 60  # characters of a setting
 
 
@@ -37,7 +51,7 @@ def page(run: Run, found: Sequence[Finding], pictures: Sequence[Picture]) -> str
     sections = [
         _verdict(verdict),
         _section("Findings", _findings(rest, fold=verdict.severity != "ok")) if rest else "",
-        _section("Pictures", f'<div class="figures">{"".join(map(_picture, pictures))}</div>') if pictures else "",
+        _section("Pictures", _pictures(pictures)) if pictures else "",
         _section("Numbers", f'<div class="tables">{body}</div>') if (body := tables(run)) else "",
         _section("How to read this page", reading(run)),
     ]
@@ -56,12 +70,13 @@ def _top(run: Run, name: str) -> str:
     recorded = f"{words.whole(len(run.steps))} recorded step{'s' if len(run.steps) != 1 else ''}"
     spanned = words.span(int(run.steps[0]), int(run.steps[-1])).removeprefix("steps ")
     layers = f", {len(run.layers.names)} layers" if run.layers is not None else ""
+    method = f", with the method {escape(_setting(run.method))}" if run.method is not None else ""
     at = f". Gradients were measured{escape(run.at)}" if run.at else ""
     settings = [(key, run.setting(key)) for key in SETTINGS]
     chips = "".join(f"<li><b>{escape(key)}</b>{escape(_setting(value))}</li>" for key, value in settings if value is not None)
     return (
         f'<header class="top"><p class="eyebrow">gradsurgery report</p><h1>{escape(name)}</h1>'
-        f'<p class="lead">{escape(counted)}. {recorded} ({spanned}){layers}{at}.</p>'
+        f'<p class="lead">{escape(counted)}. {recorded} ({spanned}){layers}{method}{at}.</p>'
         + (f'<ul class="settings">{chips}</ul>' if chips else "") + "</header>"
     )  # fmt: skip
 
@@ -79,20 +94,30 @@ def _verdict(verdict: Finding) -> str:
 
 
 def _findings(found: Sequence[Finding], *, fold: bool) -> str:
-    """What is in order is folded away where something else is to be seen."""
-    fine = [finding for finding in found if finding.severity == "ok"]
+    """What is in order comes after what is not; beyond what is said of pairs it is folded where there is more to see."""
     striking = [finding for finding in found if finding.severity != "ok"]
-    lists = [f'<ul class="findings">{"".join(map(_finding, part))}</ul>' for part in (striking, fine)]
-    if not striking or len(fine) < 3:
-        return f'<ul class="findings">{"".join(map(_finding, found))}</ul>'
+    fine = [finding for finding in found if finding.severity == "ok"]
+    if not striking:
+        return _list(fine, "columns")
+    pairs, others = ([one for one in fine if (one.kind == "conflict") == of_pair] for of_pair in (True, False))
+    shown = _list(striking, "rows")
+    if len(others) < 3:
+        return shown + _list([*pairs, *others], "columns")
     opened = "" if fold else " open"
-    return f'{lists[0]}<details class="fine"{opened}><summary>{len(fine)} findings in order</summary>{lists[1]}</details>'
+    folded = (
+        f'<details class="fine"{opened}><summary>{len(others)} more findings in order</summary>{_list(others, "columns")}</details>'
+    )
+    return shown + _list(pairs, "columns") + folded
+
+
+def _list(found: Sequence[Finding], layout: str) -> str:
+    return f'<ul class="findings {layout}">{"".join(map(_finding, found))}</ul>' if found else ""
 
 
 def _finding(finding: Finding) -> str:
     return (
-        f'<li class="{finding.severity}">{_icon(finding.severity)}<div><p>{_text(finding.sentence)}</p>'
-        f"{_advice(finding.advice)}{_evidence(finding.evidence)}</div></li>"
+        f'<li class="{finding.severity}">{_icon(finding.severity)}<p>{_text(finding.sentence)}</p>'
+        f'<div class="beside">{_advice(finding.advice)}{_evidence(finding.evidence)}</div></li>'
     )
 
 
@@ -129,11 +154,20 @@ def _section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>"
 
 
-def _picture(picture: Picture) -> str:
+def _pictures(pictures: Sequence[Picture]) -> str:
+    """Rows of three at a desk, the last ones of two where one would be left alone; of two on a tablet, a last one over both."""
+    count = len(pictures)
+    halves = {0: 0, 1: 4, 2: 2}[count % 3] if count > 1 else 0
+    figures = [_picture(one, half=place >= count - halves) for place, one in enumerate(pictures)]
+    return f'<div class="figures">{"".join(figures)}</div>'
+
+
+def _picture(picture: Picture, *, half: bool) -> str:
     data = base64.b64encode(picture.png).decode()
     width, height = (int.from_bytes(picture.png[place : place + 4], "big") for place in (16, 20))
     return (
-        f"<figure><figcaption><h3>{escape(picture.title)}</h3><p>{escape(picture.caption)}</p></figcaption>"
+        f"<figure{' class=half' if half else ''}>"
+        f"<figcaption><h3>{escape(picture.title)}</h3><p>{escape(picture.caption)}</p></figcaption>"
         f'<div class="plate"><img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
         f'alt="{escape(picture.alt, quote=True)}"></div></figure>'
     )

@@ -57,13 +57,20 @@ a { color: var(--note); text-underline-offset: .15em; }
 .verdict .icon { width: 2rem; height: 2rem; }
 .findings { margin: 0; padding: 0; list-style: none; }
 .findings > li {
-  display: grid; grid-template-columns: auto minmax(0, 1fr); gap: 0 .875rem; padding: .9375rem 0; border-top: 1px solid var(--line);
+  display: grid; grid-template-columns: auto minmax(0, 1fr); grid-template-rows: auto 1fr;
+  gap: 0 .875rem; padding: .9375rem 0; border-top: 1px solid var(--line);
 }
 .findings p { margin: 0; max-width: 78ch; text-wrap: pretty; }
 .findings .advice, .verdict .advice { margin-top: .375rem; color: var(--soft); font-size: .9375rem; max-width: 78ch; }
 @media (min-width: 64rem) {
-  .findings { display: grid; grid-template-columns: 1fr 1fr; column-gap: 3rem; }
+  .columns { display: grid; grid-template-columns: 1fr 1fr; column-gap: 3rem; }
+  .columns > li:last-child:nth-child(odd) { grid-column: 1 / -1; }
+  .columns > li:last-child:nth-child(odd) > p { max-width: none; }
+  .rows > li { grid-template-columns: auto minmax(0, 3fr) minmax(0, 2fr); grid-template-rows: auto; column-gap: .875rem; }
+  .rows > li > .beside { grid-column: 3; padding-left: 2.125rem; }
+  .rows .beside > :first-child { margin-top: .125rem; }
 }
+.beside { grid-column: 2; min-width: 0; }
 .fine > summary { font-size: .9375rem; padding: .75rem 0; }
 details { margin-top: .375rem; font-size: .875rem; }
 summary { color: var(--soft); cursor: pointer; width: fit-content; padding: .1875rem 0; }
@@ -75,16 +82,25 @@ summary:hover { color: var(--ink); }
 .evidence dt { color: var(--soft); }
 .evidence dd { margin: 0; }
 .figures {
-  display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21.5rem), 1fr)); gap: 1.25rem;
-  align-items: start;
+  display: grid; gap: 1.25rem;
+}
+@media (min-width: 48rem) {
+  .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .figures > :last-child:nth-child(odd) { grid-column: 1 / -1; }
+}
+@media (min-width: 72rem) {
+  .figures { grid-template-columns: repeat(6, minmax(0, 1fr)); }
+  .figures > figure, .figures > :last-child:nth-child(odd) { grid-column: span 2; }
+  .figures > figure.half, .figures > figure.half:last-child:nth-child(odd) { grid-column: span 3; }
 }
 figure {
+  display: flex; flex-direction: column;
   margin: 0; border: 1px solid var(--line); border-radius: 12px; background: var(--card); overflow: hidden;
   break-inside: avoid;
 }
 figcaption { padding: .875rem 1rem .75rem; }
 figcaption p { margin: .125rem 0 0; color: var(--soft); font-size: .875rem; line-height: 1.45; }
-figure .plate { background: var(--figure); padding: .5rem .5rem .625rem; border-top: 1px solid var(--line); }
+figure .plate { flex: 1; background: var(--figure); padding: .5rem .5rem .625rem; border-top: 1px solid var(--line); }
 figure img { display: block; width: 100%; max-width: 30rem; height: auto; margin: 0 auto; mix-blend-mode: multiply; }
 .scroll {
   overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; background: var(--card); margin: 0 0 1.5rem;
@@ -125,6 +141,7 @@ footer hr { border: 0; border-top: 1px solid var(--line); margin: 0 0 1.25rem; }
   :root { --paper: #fff; --card: #fff; --ink: #000; --soft: #444; --line: #ccc; --figure: #fff; }
   body { font-size: 10pt; }
   .figures { grid-template-columns: repeat(2, 1fr); }
+  .figures > figure, .figures > figure.half { grid-column: auto; }
   .findings > li, tr, .verdict { break-inside: avoid; }
   .scroll { overflow: visible; }
   details:not([open]) { display: none; }

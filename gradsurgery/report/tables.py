@@ -16,7 +16,7 @@ from gradsurgery.report.run import Run
 
 PAIRS = 4  # columns of the layers' table; of more pairs each layer shows the one that conflicts most
 KNOWN = ("loss", "balance", "variance", "weight", "norm", "cosine")  # kinds of columns that other tables and findings show
-OWN = ("epoch", "conflicts", "conflict_rate", "nonfinite", "absent", "converged", "stationary")
+OWN = ("norm_mean", "norm_deviation", "epoch", "conflicts", "conflict_rate", "nonfinite", "absent", "converged", "stationary")
 
 
 def tables(run: Run) -> str:
@@ -89,7 +89,7 @@ def _layers(run: Run) -> str:
         else:
             worst = min(means, key=lambda pair: np.nan_to_num(means[pair][place], nan=2.0))
             middle = [escape(f"{worst[0]} – {worst[1]}"), _cosine(means[worst][place])]
-        rows.append([_name(name), *middle, escape(words.listed(spans.get(name, []), 4)) or "none"])
+        rows.append([_name(words.layer(name)), *middle, escape(words.listed(spans.get(name, []), 4)) or "none"])
     named = [escape(f"{one} – {other}") for one, other in means] if few else ["lowest pair", "its mean cosine"]
     table = _table("", ["Layer", *named, "lasting conflict"], rows)
     title = "Layers: mean cosine over the run" if few else "Layers"

@@ -49,6 +49,11 @@ def span(first: int, last: int) -> str:
     return f"step {whole(first)}" if first == last else f"steps {whole(first)}–{whole(last)}"
 
 
+def layer(name: str) -> str:
+    """A layer's name; one without letters, which could be a step, is said to be one: layer 9."""
+    return name if any(letter.isalpha() for letter in name) else f"layer {name}"
+
+
 def listed(names: Iterable[str], most: int = 6) -> str:
     """a, b and c; what is beyond ``most`` is counted."""
     given = list(names)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +78,11 @@ def test_a_conflict_is_found_in_its_pair_its_steps_and_its_layer(tmp_path: Path)
     assert (layer.layer, layer.first, layer.last, layer.steps) == ("trunk.2", 100, 249, 150)
     found = findings(run)
     assert found[0].kind == "verdict"
-    assert found[0].severity == "warning"
-    assert "a method was at work: seg and depth pull the shared part apart in 50 % of the recorded steps" in found[0].sentence
+    assert found[0].severity == "note"
+    assert (
+        "and the method of this run acted on it: seg and depth pull the shared part apart in 50 % of the recorded steps"
+        in found[0].sentence
+    )
     assert "2201.04122" in found[0].advice
     (where,) = _of(found, "layers")
     assert where.sentence == (
@@ -149,6 +154,34 @@ def test_layers_in_conflict_that_cancel_out_are_told(tmp_path: Path) -> None:
     assert "a and b conflict at late" in _of(found, "layers", "warning")[0].sentence
 
 
+def test_a_conflict_at_all_layers_is_not_said_to_leave_others_alone(tmp_path: Path) -> None:
+    write_log(tmp_path, run_columns(200, tasks=A_AND_B, means={"a-b": -0.4}))
+    level = {"1": -0.2, "2": -0.5, "4": -0.3, "5": -0.25, "9": -0.4}
+    write_layers(tmp_path, {name: {"a-b": np.full(200, mean)} for name, mean in level.items()}, 20)
+    (where,) = _of(findings(read_run(tmp_path)), "layers", "warning")
+    assert where.sentence == (
+        "a and b conflict at all 5 layers, most at layer 2 (throughout, cosine −0.50), layer 9 (throughout, cosine −0.40) "
+        "and layer 4 (throughout, cosine −0.30)."
+    )
+    assert where.advice == ""
+    assert "layer 9" in where.evidence
+
+
+def test_a_layer_that_conflicts_for_a_while_comes_after_those_that_do_throughout(tmp_path: Path) -> None:
+    write_log(tmp_path, run_columns(200, tasks=A_AND_B, means={"a-b": -0.4}))
+    early = np.where(np.arange(200) < 40, -0.9, 0.5)
+    write_layers(tmp_path, {"0": {"a-b": early}, "1": {"a-b": np.full(200, -0.12)}, "2": {"a-b": np.full(200, 0.3)}}, 20)
+    (where,) = _of(findings(read_run(tmp_path)), "layers", "warning")
+    assert where.sentence == (
+        "a and b conflict at layer 1 (throughout, cosine −0.12); for a while, though not on average over the run, at layer 0 "
+        "(steps 0–39, cosine −0.90); not at layer 2."
+    )
+    assert "decides at layer 1 and layer 0 by what" in where.advice
+    (tmp_path / "config.json").write_text('{"method": "pcgrad", "group_by": "layer"}')
+    (where,) = _of(findings(read_run(tmp_path)), "layers", "warning")
+    assert where.advice == "", "that is what ran"
+
+
 def test_layers_of_noise_are_no_conflict(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     write_log(tmp_path, run_columns(300, tasks=A_AND_B))
@@ -209,9 +242,43 @@ def test_after_surgery_the_verdict_does_not_ask_for_it(tmp_path: Path) -> None:
     columns = run_columns(tasks=A_AND_B, means={"a-b": -0.5})
     columns["weight/b"] = np.full(300, 1.5)
     verdict = _judged(tmp_path, columns)[0]
-    assert "The tasks conflict, and a method was at work" in verdict.sentence
-    assert "compare what the tasks reach with a run of the plain sum" in verdict.advice
+    assert "The tasks conflict, and the method of this run acted on it" in verdict.sentence
+    assert 'compare with a tuned "sum" over several seeds' in verdict.advice
     assert "Try" not in verdict.advice
+
+
+@pytest.mark.parametrize(
+    ("method", "weight", "says"),
+    [
+        ("cagrad", 1.5, "The tasks conflict, and cagrad acted on it: a and b"),
+        ("pcgrad", 1.0, "The tasks conflict, and pcgrad ran, with the same weight for every task: a and b"),
+        ("graddrop", NAN, "The tasks conflict, and graddrop was at work: a and b"),
+        ("constant", 1.5, "Surgery may help: a and b"),
+        ("sum", 1.0, "Surgery may help: a and b"),
+    ],
+)
+def test_the_method_that_ran_is_named_and_not_recommended(tmp_path: Path, method: str, weight: float, says: str) -> None:
+    columns = run_columns(tasks=A_AND_B, means={"a-b": -0.5}) | {"weight/b": np.full(300, weight)}
+    if math.isnan(weight):
+        columns["weight/a"] = np.full(300, NAN)
+    write_log(tmp_path, columns)
+    (tmp_path / "config.json").write_text(json.dumps({"method": method, "group_by": None, "every": 1, "tasks": ["a", "b"]}))
+    found = findings(read_run(tmp_path))
+    assert found[0].sentence.startswith(says)
+    plain = method in ("sum", "constant")
+    assert any("pcgrad, upgrad" in one.advice for one in found) == plain
+    assert (found[0].severity == "warning") == plain
+    assert ("method" in found[0].evidence) != plain
+
+
+@pytest.mark.parametrize("steps", [20, 30, 49, 50])
+def test_every_verdict_on_few_steps_says_that_they_are_few(tmp_path: Path, steps: int) -> None:
+    conflict = run_columns(steps, tasks=A_AND_B, means={"a-b": -0.5}, noise=0.05)
+    broken = run_columns(steps, tasks=A_AND_B) | {"nonfinite": np.ones(steps)}
+    for name, columns in {"calm": run_columns(steps, tasks=A_AND_B), "conflict": conflict, "broken": broken}.items():
+        verdict = _judged(tmp_path / name, columns)[0]
+        assert (f"{steps} recorded steps" in verdict.sentence and "too few" in verdict.sentence) == (steps < 50), verdict.sentence
+        assert ("enough for a verdict" in verdict.evidence) == (steps < 50)
 
 
 # --- collapse ---
@@ -279,7 +346,7 @@ def test_a_task_that_was_short_from_the_start_has_not_collapsed(tmp_path: Path) 
     columns["norm/depth"] = columns["norm/depth"] / 1000
     found = _judged(tmp_path, columns)
     assert not _of(found, "collapse")
-    assert "dominates" in _of(found, "dominance", "warning")[0].sentence
+    assert "depth is drowned" in _of(found, "dominance", "warning")[0].sentence
     assert "lengths are lopsided" in found[0].sentence
 
 
@@ -412,6 +479,24 @@ def test_steps_that_went_wrong_are_counted(tmp_path: Path) -> None:
     assert "In 2 of 300 recorded steps a gradient of a was infinite or NaN, first in step 17, last in step 40" in sentences
     assert "did not converge in 1 of 300 recorded steps, first in step 5" in sentences
     assert "b had no gradient in 10 % of the recorded steps" in sentences
+
+
+# --- dominance ---
+
+
+@pytest.mark.parametrize(
+    ("lengths", "says"),
+    [
+        ({"cls": 4.0, "box": 45.0, "anti": 51.0}, "cls is drowned: the median of the other tasks' gradients is 12.0 times as long"),
+        ({"cls": 90.0, "box": 5.0, "anti": 5.0}, "cls dominates: its gradient is 18.0 times as long as"),
+        ({"cls": 0.0, "box": 5.0, "anti": 5.0}, "cls is drowned: its gradient is zero in most steps"),
+        ({"cls": 3.0, "box": 6.0, "anti": 6.0}, "cls pulls least: the median of the other tasks' gradients is 2.00 times as long"),
+        ({"cls": 1.0, "box": 9.0}, "box dominates: its gradient is 9.00 times as long as cls's"),
+    ],
+)
+def test_one_that_is_drowned_is_told_from_one_that_dominates(tmp_path: Path, lengths: dict[str, float], says: str) -> None:
+    columns = run_columns(100, tasks=tuple(lengths)) | {f"norm/{task}": np.full(100, value) for task, value in lengths.items()}
+    assert _of(_judged(tmp_path, columns), "dominance")[0].sentence.startswith(says)
 
 
 # --- too little to say ---

@@ -101,7 +101,9 @@ def by_layer(run: Run) -> list[Finding]:
     found = []
     for one, other in run.pairs:
         if conflicts := layer_conflicts(run, one, other):
-            found.append((min(layer.cosine * layer.share for layer in conflicts), _sentence(run.layers, one, other, conflicts)))
+            found.append(
+                (min(layer.cosine * layer.share for layer in conflicts), _sentence(run, run.layers, one, other, conflicts))
+            )
     found.sort(key=lambda entry: entry[0])
     findings = [finding for _, finding in found[:MOST]]
     if len(found) > MOST:
@@ -113,35 +115,68 @@ def by_layer(run: Run) -> list[Finding]:
     return findings
 
 
-def _sentence(layers: Layers, one: str, other: str, conflicts: list[LayerConflict]) -> Finding:
+def _sentence(run: Run, layers: Layers, one: str, other: str, conflicts: list[LayerConflict]) -> Finding:
+    """Layers by strength and duration; those whose mean over the run is positive come after the others."""
     by_name: dict[str, list[LayerConflict]] = {}
     for conflict in conflicts:
         by_name.setdefault(conflict.layer, []).append(conflict)
-    worst = sorted(by_name, key=lambda name: min(part.cosine * part.share for part in by_name[name]))
     cosines = layers.column(f"cosine/{layers.pair(one, other)}")
-    free = [name for name, row in zip(layers.names, cosines, strict=True) if name not in by_name and np.isfinite(row).any()]
-    described = [
-        f"{name} ({words.listed([words.span(part.first, part.last) for part in by_name[name]], 2)}, "
-        f"cosine {words.signed(min(part.cosine for part in by_name[name]))})"
-        for name in worst[:3]
-    ]
-    if len(worst) > 3:
-        described.append(f"{len(worst) - 3} more layers" if len(worst) > 4 else "one more layer")
-    sentence = f"{one} and {other} conflict at {words.listed(described)}"
+    known = np.isfinite(cosines)
+    measured = [name for name, row in zip(layers.names, known, strict=True) if row.any()]
+    means = dict(zip(layers.names, _means(cosines, layers.counts), strict=True))
+    worst = sorted(by_name, key=lambda name: sum(part.cosine * part.share for part in by_name[name]))
+    passing = [name for name in worst if means[name] > 0]
+    lasting = [name for name in worst if name not in passing]
+    free = [name for name in measured if name not in by_name]
+    described = {name: f"{words.layer(name)} ({_when(by_name[name])})" for name in worst}
+    everywhere = len(lasting) == len(measured) > 1
+    if everywhere:
+        both = f"both layers: {words.listed([described[name] for name in lasting])}"
+        sentence = f"{one} and {other} conflict at "
+        sentence += both if len(lasting) == 2 else f"all {len(lasting)} layers, most at {_some(lasting, described, beyond=False)}"
+    elif lasting:
+        sentence = f"{one} and {other} conflict at {_some(lasting, described)}"
+    else:
+        sentence = f"{one} and {other} conflict for a while, though not on average over the run, at {_some(passing, described)}"
+    if lasting and passing:
+        sentence += f"; for a while, though not on average over the run, at {_some(passing, described)}"
     if free:
-        sentence += (
-            f"; not at {words.listed(free, 4)}" if len(free) <= len(by_name) or len(free) <= 4 else "; not at any other layer"
-        )
-    acting = [name for name in worst if any(part.worth_acting for part in by_name[name])]
+        few = len(free) <= len(by_name) or len(free) <= 4
+        sentence += f"; not at {words.listed(map(words.layer, free), 4)}" if few else "; not at any other layer"
+    acting = [name for name in [*lasting, *passing] if any(part.worth_acting for part in by_name[name])]
     evidence = {
-        name: "; ".join(f"{words.span(part.first, part.last)}: cosine {words.signed(part.cosine, 3)}, "
-                        f"{words.percent(part.rate)} of {part.steps} steps negative" for part in by_name[name])
-        for name in worst[:40]
+        words.layer(name): "; ".join(f"{words.span(part.first, part.last)}: cosine {words.signed(part.cosine, 3)}, "
+                                     f"{words.percent(part.rate)} of {part.steps} steps negative" for part in by_name[name])
+        + f"; over the run {words.signed(means[name], 3)}"
+        for name in [*lasting, *passing][:40]
     }  # fmt: skip
     columns = f"layers.csv: cosine/{layers.pair(one, other)}"
-    advice = (
-        f'Surgery layer by layer (group_by="layer") decides at {words.listed(acting, 3)} by what is measured there alone.'
-        if acting
-        else ""
-    )
+    advice = ""
+    if acting and len(acting) < len(measured) and run.setting("group_by") != "layer":
+        where = words.listed(map(words.layer, acting), 3)
+        advice = f'Surgery layer by layer (group_by="layer") decides at {where} by what is measured there alone.'
     return Finding("layers", "warning" if acting else "note", f"{sentence}.", {**evidence, "columns": columns}, advice)
+
+
+def _when(parts: list[LayerConflict]) -> str:
+    """Steps and the cosine over them."""
+    steps = sum(part.steps for part in parts)
+    cosine = sum(part.cosine * part.steps for part in parts) / steps
+    when = "throughout" if sum(part.share for part in parts) >= 1 else words.listed([words.span(p.first, p.last) for p in parts], 3)
+    return f"{when}, cosine {words.signed(cosine)}"
+
+
+def _some(names: list[str], described: dict[str, str], *, beyond: bool = True) -> str:
+    """The first three; how many more there are, where that is not said already."""
+    shown = [described[name] for name in names[:3]]
+    if beyond and len(names) > 3:
+        shown.append(f"{len(names) - 3} more layers" if len(names) > 4 else "one more layer")
+    return words.listed(shown)
+
+
+def _means(cosines: NDArray[np.float64], counts: NDArray[np.float64]) -> list[float]:
+    """Over the run, by layer; NaN where there is none."""
+    weights = np.where(np.isfinite(cosines), counts, 0.0)
+    totals = weights.sum(1)
+    means: list[float] = np.where(totals > 0, (np.nan_to_num(cosines) * weights).sum(1) / np.maximum(totals, 1), np.nan).tolist()
+    return means

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from gradsurgery.report import words
 from gradsurgery.report.facts import CONFLICT, MODERATE, STRONG, Conflict, conflicts
 from gradsurgery.report.finding import Finding
+from gradsurgery.report.rules.at_work import at_work
 from gradsurgery.report.run import Run
 from gradsurgery.report.series import SHORTEST
 
@@ -56,7 +57,7 @@ def _in_conflict(run: Run, pair: Conflict) -> Finding:
         "mean cosine, all steps": pair.mean.value, "its standard error": pair.mean.error, "lowest cosine": pair.lowest,
         "negative, all steps": words.percent(pair.rate), "recorded steps": pair.steps, "column": pair.column,
     }  # fmt: skip
-    advice = "That is what surgery of directions is for: pcgrad, upgrad, cagrad." if pair.worth_acting else ""
+    advice = "That is what surgery of directions is for: pcgrad, upgrad, cagrad." if pair.worth_acting and not at_work(run) else ""
     return Finding("conflict", "warning" if pair.worth_acting else "note", f"{sentence}.", evidence, advice)
 
 

@@ -12,6 +12,7 @@ from gradsurgery.report.finding import Finding, Severity
 from gradsurgery.report.run import Run
 
 EVEN = 1.25  # gradients whose lengths differ by less than this factor count as even
+EVENING = (("uw", "gradnorm"), ("imtlg", "nashmtl"))  # balancers and methods that even lengths out
 LOPSIDED = 4.0  # of two orthogonal gradients the sum then points 14° from the longer one: the shorter is hardly heard
 
 
@@ -27,17 +28,27 @@ def dominance(run: Run) -> list[Finding]:
     if ratio < EVEN:
         sentence = f"No task dominates{run.at}: the gradients' lengths differ by a factor of only {ratio:.2f}"
     elif math.isinf(ratio):
-        sentence = f"{strongest} dominates{run.at}: {weakest}'s gradient is zero in most steps"
+        sentence = f"{weakest} is drowned{run.at}: its gradient is zero in most steps"
+    elif _drowned(list(lengths.values())):
+        least = float(np.median([value for task, value in lengths.items() if task != weakest])) / lengths[weakest]
+        drowned = "is drowned" if least >= LOPSIDED else "pulls least"
+        sentence = f"{weakest} {drowned}{run.at}: the median of the other tasks' gradients is {words.number(least)} times as long"
     else:
         sentence = f"{strongest} dominates{run.at}: its gradient is {words.number(ratio)} times as long as {weakest}'s"
     if all(math.isfinite(value) for value in part.gradient.values()):
         sentence += f". Of the gradients' lengths each task holds: {words.shares(part.gradient)}"
     evidence: dict[str, float | int | str] = {f"median length, {task}": value for task, value in lengths.items()}
     evidence["longest / shortest"] = ratio
-    found = [Finding("dominance", severity, f"{sentence}.", {**evidence, "columns": "norm/…"}, _advice(severity, weakest))]
+    found = [Finding("dominance", severity, f"{sentence}.", {**evidence, "columns": "norm/…"}, _advice(run, severity, weakest))]
     if all(math.isfinite(value) for value in part.loss.values()):
         found.append(_losses(run, part.loss, strongest, ratio))
     return found
+
+
+def _drowned(lengths: list[float]) -> bool:
+    """Whether the shortest is further from the median of the others than the longest; of two the longest dominates."""
+    ordered = sorted(lengths)
+    return len(ordered) > 2 and float(np.median(ordered[1:])) / ordered[0] > ordered[-1] / float(np.median(ordered[:-1]))
 
 
 def _losses(run: Run, part: dict[str, float], strongest: str, ratio: float) -> Finding:
@@ -54,10 +65,12 @@ def _losses(run: Run, part: dict[str, float], strongest: str, ratio: float) -> F
     return Finding("dominance", "note" if disagree else "ok", sentence, {**evidence, "columns": columns})
 
 
-def _advice(severity: Severity, weakest: str) -> str:
+def _advice(run: Run, severity: Severity, weakest: str) -> str:
+    """Not what runs already."""
     if severity != "warning":
         return ""
+    balancers, methods = (", ".join(one for one in names if one not in (run.balancer, run.method)) for names in EVENING)
     return (
-        f"If {weakest} matters and learns too slowly, weigh its loss up by hand first; then try a balancer (uw, gradnorm) or a "
-        "method that evens lengths out (imtlg, nashmtl). That lengths differ is no fault by itself."
+        f"If {weakest} matters and learns too slowly, weigh its loss up by hand first; then try a balancer ({balancers}) or a "
+        f"method that evens lengths out ({methods}). That lengths differ is no fault by itself."
     )

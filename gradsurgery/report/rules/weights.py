@@ -10,9 +10,8 @@ import numpy as np
 from gradsurgery.report import words
 from gradsurgery.report.facts import FINE, SETTLED, Drift, drift
 from gradsurgery.report.finding import Finding
+from gradsurgery.report.rules.at_work import UNCHANGED
 from gradsurgery.report.run import Run
-
-UNCHANGED = 0.01  # weights that differ among the tasks by less, on average, leave the sum as it is
 
 
 def weights(run: Run) -> list[Finding]:
