@@ -139,7 +139,7 @@ def newest() -> Results:
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=800, help="pairs of steps (default 800)")
+    parser.add_argument("--rounds", type=int, default=400, help="pairs of steps (default 400)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="20 pairs on small images, to see that it works; measures nothing")
