@@ -80,7 +80,7 @@ def test_a_conflict_is_found_in_its_layer_pair_and_steps(tmp_path: Path, method:
     (layer,) = [one for one in found if one.kind == "layers"]
     assert f"cat and dog conflict at neck (steps {FROM}–{STEPS - 1}" in layer.sentence
     assert "not at stem" in layer.sentence
-    said = {"sum": "Surgery may help", "pcgrad": "The tasks conflict, and a method was at work"}
+    said = {"sum": "Surgery may help", "pcgrad": "The tasks conflict, and pcgrad acted on it"}
     assert f"{said[method]}: cat and dog pull the shared part apart" in found[0].sentence
 
 
