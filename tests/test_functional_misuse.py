@@ -129,7 +129,7 @@ def test_bad_gram(method: str, gram: Any, error: type[Exception], message: str) 
 
 CYCLE = torch.tensor([[0, 1, 2], [1, 2, 0], [2, 0, 1]])
 BAD_METHODS: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
-    ("pcgradd", {}, ValueError, r"method: expected one of .*mean.*pcgrad.*sum.*, found 'pcgradd'"),
+    ("pcgradd", {}, ValueError, r"method: did you mean 'pcgrad'\? Expected one of .*mean.*pcgrad.*sum.*, found 'pcgradd'"),
     (None, {}, TypeError, r"method: expected a method's name or a built method, found None"),
     (["pcgrad"], {}, TypeError, r"method: expected a method's name or a built method, found \['pcgrad'\]"),
     ("pcgrad", {"orders": 1}, TypeError, r"method 'pcgrad' has no option 'orders'; it takes order, include_self, reduction, seed"),
