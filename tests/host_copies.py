@@ -1,8 +1,9 @@
-"""Finds, on the meta device and without a GPU, what would copy numbers from the host to a device and wait for it."""
+"""Finds what waits for a device: on the meta device, without a GPU, copies from the host; on a GPU, all that torch knows of."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,3 +34,14 @@ class NoHostCopies(TorchFunctionMode):
             waits = source.device.type == "cpu" and result.device.type != "cpu" and not given.get("non_blocking")
             assert not waits, f"{func} copies {source} to {result.device}, and waits"
         return result
+
+
+@contextmanager
+def no_synchronization() -> Iterator[None]:
+    """Raises where the host waits for a CUDA device."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

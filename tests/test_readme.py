@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import snippets
+from scripts import tool
 
 import gradsurgery as gs
 
@@ -20,23 +19,14 @@ def test_every_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert snippets.run("README.md", snippets.surroundings()) >= 4
 
 
-def readme_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_tool", ROOT / "tools" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_tables_are_current() -> None:
-    assert readme_tool().with_tables(TEXT) == TEXT
+    assert tool("readme").with_tables(TEXT) == TEXT
     assert all(f"| `{name}`" in TEXT for name in {**gs.methods(), **gs.balancers()})
 
 
 @pytest.mark.parametrize("name", ["train", "test"])
 def test_commands_are_found(name: str) -> None:
-    assert readme_tool().command(name).startswith("pip install torch torchvision && pip install ")
+    assert tool("readme").command(name).startswith("pip install torch torchvision && pip install ")
 
 
 def test_it_is_short() -> None:

@@ -6,14 +6,14 @@ GRADSURGERY_REQUIRE_CUDA=1 promises one, its absence is a failure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from cuda_kernels import kernels_of
+from host_copies import no_synchronization
 from ops.samples import LAYOUTS, Sample, maker, sample, weights_of
 from tolerances import DTYPES, assert_combined_close, assert_gram_close
 from torch import Tensor, nn
@@ -27,16 +27,6 @@ pytestmark = pytest.mark.parametrize("device", ["cuda"], indirect=True)
 @pytest.fixture(autouse=True)
 def _compiled(device: torch.device) -> None:
     assert gs.build_info()["cuda"] is True, f"the CUDA kernels are missing: {gs.build_info()['missing']}"
-
-
-@contextmanager
-def no_synchronization() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 def on_cpu(given: Sample) -> Sample:

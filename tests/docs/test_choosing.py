@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from scripts import tool
 from torch import Tensor, nn
 
 import gradsurgery as gs
@@ -24,18 +23,9 @@ PROSE = " ".join(PAGE.split())  # whatever the lines are broken at
 FEWEST = {"krum": 3, "trimmed_mean": 3}
 
 
-def readme_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_tool", ROOT / "tools" / "readme.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_table_is_current() -> None:
-    tool = readme_tool()
-    assert tool.with_tables(PAGE, tool.CHOOSING) == PAGE
+    readme = tool("readme")
+    assert readme.with_tables(PAGE, readme.CHOOSING) == PAGE
     assert all(f"| `{name}` |" in PAGE for name in gs.methods())
 
 

@@ -17,13 +17,13 @@ from typing import Any
 import pytest
 import torch
 from loops.separate_passes import Gradients, recorded_steps
-from loops.test_diffs import tool
+from scripts import tool
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss, mse_loss
 
 import gradsurgery as gs
 
-MIGRATING = tool().MIGRATING
+MIGRATING = tool("loops").MIGRATING
 PAGE = MIGRATING.path.read_text()
 LOSSES = {"seg": mse_loss, "depth": l1_loss}
 

@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts import tool
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("loops_tool", ROOT / "tools" / "loops.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where a dataclass looks for its annotations
-    spec.loader.exec_module(module)
-    return module
-
-
-LOOPS = tool().LOOPS
+LOOPS = tool("loops").LOOPS
 NAMES = LOOPS.names()
 
 
@@ -60,4 +48,4 @@ def test_lines_are_counted_once(tmp_path: Path, before: str, after: str, count: 
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "before.py").write_text(before)
     (tmp_path / "x" / "after.py").write_text(after)
-    assert tool().Page(tmp_path / "page.md", tmp_path).changed("x") == count
+    assert tool("loops").Page(tmp_path / "page.md", tmp_path).changed("x") == count

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from host_copies import no_synchronization
 from monitor.problem import TASKS, Net, batch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -156,16 +156,6 @@ def test_other_streams_are_waited_for(fake_cuda: Stream, monkeypatch: pytest.Mon
 
 
 # --- with a GPU -------------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def no_synchronization() -> Iterator[None]:
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
