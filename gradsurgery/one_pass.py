@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradsurgery import ops
 from gradsurgery.capture.column import Column, entries
+from gradsurgery.capture.ghost import Ghost, ghosts_in
 from gradsurgery.capture.graph import Graph, Region
 from gradsurgery.capture.parameters import Parameter, check_operable, check_shared, own, plain_sum
 from gradsurgery.capture.passes import Flow, Passes, Rows, through_all
@@ -63,6 +64,7 @@ class OnePass:
         self._private = [graph.private_cut] if self.parts else []
         self._rest: list[Tensor] = []  # the leaves whose gradients the weighted pass brings
         self._again: _Again | None = None
+        self._ghosts: dict[int, Ghost] = {}
 
     def gram(self, spare: Spare) -> Tensor:
         """K, from all gradients. [T, T]
@@ -73,9 +75,11 @@ class OnePass:
         Args:
             spare: gradients of an earlier step, whose memory those of this one take.
         """
+        self._ghosts = ghosts_in(self._graph, self._shared)
         top, regions = self._with_top()
         grams, T = [], len(self._passes.flows)
         for region in regions:
+            ghosts = self._ghosts_of(region)
             held_back = top if region is regions[len(self._private)] else None
             if held_back is not None:
                 away = range(T * AGAIN[0] // AGAIN[1])
@@ -84,10 +88,8 @@ class OnePass:
                 )
                 spare.make_room(T * held_back.nbytes)
             before = partial(spare.before_pass, region.leaves)
-            rows = self._passes.through(region, retain_graph=self._retain or held_back is not None, before=before)
-            measured = self._measured(rows)
-            if measured:
-                grams.append(gram_of(measured, rows, T))
+            rows = self._passes.through(region, retain_graph=self._retain or held_back is not None, ghosts=ghosts, before=before)
+            grams += self._grams(rows, ghosts, self._shared)
             if held_back is not None:
                 for t in away:
                     rows[id(held_back)].pop(t, None)
@@ -99,9 +101,10 @@ class OnePass:
 
         One with a hook of its own is left where it is: a hook may count how often it is called.
         """
-        least = sum(leaf.nbytes for leaf in self._shared.values()) / TOP
+        kept = {key: leaf for key, leaf in self._shared.items() if key not in self._ghosts}
+        least = sum(leaf.nbytes for leaf in kept.values()) / TOP
         passed = 0
-        uses = [(place, leaf) for place, leaf in self._graph.first_uses() if id(leaf) in self._shared]
+        uses = [(place, leaf) for place, leaf in self._graph.first_uses() if id(leaf) in kept]
         for start, cut in pairwise([cut for cut in self._cuts if cut >= self._graph.private_cut] if self.parts else []):
             between = [leaf for place, leaf in uses if start < place <= cut]
             largest = max(between, key=lambda leaf: leaf.nbytes, default=None)  # the uppermost of them
@@ -118,20 +121,28 @@ class OnePass:
         self.rows |= self._passes.through(heads, retain_graph=self._retain)
         self._rest = [leaf for region in trunk for leaf in region.leaves]
 
-    def beyond(self, leaves: Iterable[Tensor], spare: Spare) -> None:
-        """Takes the gradients of all leaves down to some, and of no more than the next place where the graph can be cut."""
-        place = self._graph.place_after(leaves)
+    def gram_on(self, measured: Sequence[Tensor], spare: Spare) -> Tensor:
+        """K of some of the shared parameters; the passes end at the next place after them where the graph can be cut. [T, T]"""
+        self._ghosts = ghosts_in(self._graph, self._shared)
+        place = self._graph.place_after(measured)
         beyond = [cut for cut in self._cuts if cut >= place][:1]
         regions = self._graph.regions(sorted({*self._private, *beyond}))
         if beyond:
             self._rest = regions.pop().leaves
+        grams = []
+        on = {id(leaf): leaf for leaf in measured}
         for region in regions:
+            ghosts = self._ghosts_of(region)
             before = partial(spare.before_pass, region.leaves)
-            self.rows |= self._passes.through(region, retain_graph=self._retain, before=before)
+            rows = self._passes.through(region, retain_graph=self._retain, ghosts=ghosts, before=before)
+            grams += self._grams(rows, ghosts, on)
+            self.rows |= rows
+        return torch.stack(grams).sum(0)
 
     def gram_without_rows(self) -> Tensor:
         """K of the shared parameters, from a few of their gradients at a time; the passes are then where the tasks part. [T, T]"""
         graph, T = self._graph, len(self._passes.flows)
+        self._ghosts = ghosts_in(graph, self._shared)
         largest = sum(leaf.nbytes for leaf in self._shared.values()) // SLICES
         regions = graph.regions(graph.slices(self._cuts, largest))
         again = [] if self.parts and not any(id(leaf) in self._shared for leaf in regions[0].leaves) else regions[:1]
@@ -141,39 +152,55 @@ class OnePass:
             if k == 1 and not again:
                 start = [dict(flow) for flow in self._passes.flows]
             whole = self._retain or k > 0 or bool(again)
+            ghosts = self._ghosts_of(region)
             *before, final = self._parts(region, largest)
             for part in [*before, final]:
                 more = part is not final
-                rows = self._passes.through(region, retain_graph=whole or more, leaves=part, stay=more)
-                measured = self._measured(rows)
-                if measured:
-                    K += gram_of(measured, rows, T)
+                met = [] if more else ghosts
+                rows = self._passes.through(region, retain_graph=whole or more, leaves=part, stay=more, ghosts=met)
+                for gram in self._grams(rows, met, self._shared):
+                    K += gram
                 self.rows |= {key: held for key, held in rows.items() if key not in self._shared}
+            for ghost in ghosts:  # the weighted pass brings the weights' gradients
+                ghost.arrived.clear()
         self._passes.flows = start
         self._rest = list(self._shared.values())
         return K
 
     def _parts(self, region: Region, largest: int) -> list[list[Tensor]]:
-        """A region's leaves in parts of about so many bytes of shared parameters; the last one has the others, too.
+        """A region's leaves in parts of about so many bytes of gradients of shared parameters; the last one has the others, too.
 
         Each part is a pass a task through the region: at most ``PARTS``, of a graph that cannot be cut.
         """
-        shared = sum(leaf.nbytes for leaf in region.leaves if id(leaf) in self._shared)
-        largest = max(largest, shared // PARTS)
+        formed = [leaf for leaf in region.leaves if id(leaf) in self._shared and id(leaf) not in self._ghosts]
+        largest = max(largest, sum(leaf.nbytes for leaf in formed) // PARTS)
         parts: list[list[Tensor]] = [[]]
         room = largest
-        for leaf in region.leaves:
-            if id(leaf) in self._shared:
-                if parts[-1] and room < leaf.nbytes:
-                    parts.append([])
-                    room = largest
-                parts[-1].append(leaf)
-                room -= leaf.nbytes
-        parts[-1] += [leaf for leaf in region.leaves if id(leaf) not in self._shared]
+        for leaf in formed:
+            if parts[-1] and room < leaf.nbytes:
+                parts.append([])
+                room = largest
+            parts[-1].append(leaf)
+            room -= leaf.nbytes
+        parts[-1] += [leaf for leaf in region.leaves if id(leaf) not in self._shared or id(leaf) in self._ghosts]
         return parts
 
-    def _measured(self, rows: Rows) -> list[Tensor]:
-        return [self._shared[key] for key, held in rows.items() if key in self._shared and held]
+    def _ghosts_of(self, region: Region) -> list[Ghost]:
+        """The ghosts in a region; those that a cut parts from their weights are none any more."""
+        found = [self._ghosts[id(leaf)] for leaf in region.leaves if id(leaf) in self._ghosts]
+        for ghost in found:
+            if ghost.edge[0] not in region.nodes:
+                del self._ghosts[id(ghost.leaf)]
+        return [ghost for ghost in found if ghost.edge[0] in region.nodes]
+
+    def _grams(self, rows: Rows, ghosts: Sequence[Ghost], measured: Mapping[int, Tensor]) -> list[Tensor]:
+        """K of what was measured of some rows, and of each ghost. Each [T, T]"""
+        T = len(self._passes.flows)
+        grams = [ghost.gram(T) for ghost in ghosts if id(ghost.leaf) in measured]
+        leaves = [measured[key] for key, held in rows.items() if key in measured and held]
+        if leaves:
+            grams.append(_gram_of(leaves, rows, T))
+        return grams
 
     @property
     def rows_to_spare(self) -> Rows:
@@ -200,6 +227,10 @@ class OnePass:
             ops.combine_([column.target for column in columns], entries(columns, T), weights, False)
             written += [(column.leaf, column.combined) for column in columns]
             del columns
+        ghosts = [ghost for ghost in self._ghosts.values() if ghost.arrived]
+        if ghosts:
+            mixed = ops.combine([ghost.arrived.get(t) for t in range(T) for ghost in ghosts], weights, False, None)
+            written += [(g.leaf, own(g.gradient(arriving), g.leaf)) for g, arriving in zip(ghosts, mixed, strict=True)]
         for key, held in self.rows.items():
             if held and key not in self._shared:
                 written.append((leaves[key], plain_sum(held, leaves[key])))
@@ -242,7 +273,7 @@ def measured_leaves(on: Sequence[Parameter], shared: dict[int, Tensor]) -> list[
     return measured
 
 
-def gram_of(leaves: Sequence[Tensor], rows: Rows, tasks: int) -> Tensor:
+def _gram_of(leaves: Sequence[Tensor], rows: Rows, tasks: int) -> Tensor:
     """K of T tasks over some leaves. [T, T]"""
     columns = [Column.of(leaf, rows[id(leaf)], range(tasks)) for leaf in leaves]
     return ops.gram(entries(columns, tasks), tasks, False, None)

@@ -34,7 +34,7 @@ from gradsurgery.distributed.domain import Domain
 from gradsurgery.distributed.gathered import between_steps, check_not_gathered, check_plain, check_whole, is_sharded
 from gradsurgery.distributed.reduction import Average, Reduction
 from gradsurgery.methods.registry import WEIGHTED
-from gradsurgery.one_pass import OnePass, gram_of, measured_leaves, shared_leaves
+from gradsurgery.one_pass import OnePass, measured_leaves, shared_leaves
 from gradsurgery.options import check_bool, check_choice
 from gradsurgery.spare import Spare
 from gradsurgery.surgery import Surgery
@@ -546,9 +546,7 @@ class ParameterSpace(Surgery):
     ) -> Tensor:
         """The weights of a step, from as many gradients as it takes. [T]"""
         if on is not None:
-            measured = measured_leaves(on, shared)
-            plan.beyond(measured, self._spare)
-            K = gram_of(measured, plan.rows, len(batch.names))
+            K = plan.gram_on(measured_leaves(on, shared), self._spare)
         else:
             K = plan.gram_without_rows() if memory == "low" else plan.gram(self._spare)
         return self._decide(K if batch.scale is None else K / safe(batch.scale) ** 2, batch.names, present)

@@ -26,6 +26,7 @@ Sent: TypeAlias = tuple[int, Edge]
 _LEAF = "torch::autograd::AccumulateGrad"
 _REENTRANT = "CheckpointFunctionBackward"
 _MODULE_HOOK = "BackwardHookFunctionBackward"
+_TRANSPOSE = "TBackward0"
 
 
 @dataclass
@@ -131,6 +132,22 @@ class Graph:
                 regions[0].leaves.append(self.leaves[leaf])
             next(region for region in regions if any(own is self.leaves[leaf] for own in region.leaves)).nodes.add(node)
         return regions
+
+    def sole_users(self) -> dict[int, tuple[Any, int, bool]]:
+        """Of each leaf that one node uses, once: the node, which of its outputs leads there, and whether by a transpose."""
+        users: dict[Any, list[tuple[Any, int]]] = {}
+        for node in self._order:
+            for index, (below, _) in self._senders[node]:
+                users.setdefault(below, []).append((node, index))
+        found = {}
+        for below, leaf in self._leaf_of.items():
+            uses = users.get(below, [])
+            turned = len(uses) == 1 and uses[0][0].name() == _TRANSPOSE
+            if turned:
+                uses = users.get(uses[0][0], [])
+            if len(uses) == 1:
+                found[leaf] = (*uses[0], turned)
+        return found
 
     def narrow(self) -> list[int]:
         """After how many nodes the graph may be cut, ascending: after the private ones, or where one node alone lies beyond. [C]

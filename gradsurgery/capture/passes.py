@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from .ghost import Ghost
 from .graph import Edge, Graph, Region
 from .parameters import alone
 
@@ -42,6 +43,7 @@ class Passes:
         retain_graph: bool,
         leaves: Sequence[Tensor] | None = None,
         stay: bool = False,
+        ghosts: Sequence[Ghost] = (),
         before: Callable[[int], None] = lambda left: None,
         after: Callable[[int, Rows], None] = lambda task, rows: None,
     ) -> Rows:
@@ -52,16 +54,20 @@ class Passes:
             retain_graph: keep what it has saved; else it is let go of as soon as no other task needs it.
             leaves: of the region's, those to ask for; None: all.
             stay: the passes do not go on: they can run through the region again.
+            ghosts: layers of it, which take what arrives at their outputs instead of their weights' gradients.
             before: called before each task's pass, with the number of passes that are left after it.
             after: called after each task's pass, with its number and what was taken so far, of which it may take some away.
         """
-        asked = region.leaves if leaves is None else leaves
+        spared = {id(ghost.leaf) for ghost in ghosts}
+        asked = [leaf for leaf in (region.leaves if leaves is None else leaves) if id(leaf) not in spared]
         rows: Rows = {id(leaf): {} for leaf in asked}
+        takers: dict[Any, dict[int, Tensor]] = {**rows, **{ghost.edge: ghost.arrived for ghost in ghosts}}
         running = [t for t, flow in enumerate(self.flows) if any(edge[0] in region.nodes for edge in flow)]
         with _Senders({} if stay else region.out) as senders:
             for k, t in enumerate(running):
                 before(len(running) - 1 - k)
                 reached = [leaf for leaf in asked if self.graph.reach[id(leaf)] >> t & 1]
+                met = [ghost.edge for ghost in ghosts if self.graph.reach[id(ghost.leaf)] >> t & 1]
                 flow = self.flows[t]
                 entering = {edge: flow[edge] for edge in flow if edge[0] in region.nodes}
                 if not stay:
@@ -69,8 +75,8 @@ class Passes:
                         del flow[edge]
                 keep = retain_graph or not (region.private or t == running[-1])
                 leaving = [] if stay else list(region.out)
-                for key, gradient in _run(entering, reached, leaving, keep).items():
-                    rows[key][t] = gradient
+                for key, gradient in _run(entering, reached, met, leaving, keep).items():
+                    takers[key][t] = gradient
                 senders.hand_over(flow)
                 after(t, rows)
         return rows
@@ -95,27 +101,37 @@ class Passes:
         return [_like_all(leaf, len(self.flows)) if g is None else g for leaf, g in zip(leaves, grads, strict=True)]
 
 
-def through_all(flow: Flow, leaves: Sequence[Tensor], *, retain_graph: bool) -> dict[int, Tensor]:
+def through_all(flow: Flow, leaves: Sequence[Tensor], *, retain_graph: bool) -> dict[int | Edge, Tensor]:
     """The gradients that one backward pass from where a flow stands brings to leaves, by their ids."""
-    return _run(flow, leaves, [], retain_graph) if flow and leaves else {}
+    return _run(flow, leaves, [], [], retain_graph) if flow and leaves else {}
 
 
 def _like_all(leaf: Tensor, tasks: int) -> Tensor:
     return torch.zeros(tasks, *leaf.shape, dtype=leaf.dtype, device=leaf.device)
 
 
-def _run(flow: Flow, leaves: Sequence[Tensor], leaving: Sequence[Edge], retain_graph: bool) -> dict[int, Tensor]:
-    """The gradients at leaves, by their ids, each in memory of its own; the pass stops at the edges ``leaving``."""
-    if not leaves and not leaving:
+def _run(
+    flow: Flow, leaves: Sequence[Tensor], met: Sequence[Edge], leaving: Sequence[Edge], retain_graph: bool
+) -> dict[int | Edge, Tensor]:
+    """The gradients at leaves, by their ids, and at edges that are ``met``, each in memory of its own.
+
+    Args:
+        flow: where the pass begins.
+        leaves: and other places that it meets.
+        met: edges that it goes on from.
+        leaving: edges where it ends.
+    """
+    asked: dict[int | Edge, Tensor | GradientEdge] = {id(leaf): leaf for leaf in leaves} | {edge: _edge(edge) for edge in met}
+    if not asked and not leaving:
         return {}
     found: tuple[Tensor | None, ...] = torch.autograd.grad(
         [_edge(edge) for edge in flow],
-        [*leaves, *map(_edge, leaving)],  # type: ignore[arg-type]  # torch takes both together
+        [*asked.values(), *map(_edge, leaving)],  # type: ignore[arg-type]  # torch takes both together
         list(flow.values()),
         retain_graph=retain_graph,
         allow_unused=True,
     )
-    held = {id(leaf): gradient for leaf, gradient in zip(leaves, found, strict=False) if gradient is not None}
+    held = {key: gradient for key, gradient in zip(asked, found, strict=False) if gradient is not None}
     del found
     return {key: held[key] if alone(held, key) else held[key].clone() for key in list(held)}
 

@@ -1,0 +1,183 @@
+"""Layers whose weights' gradients need not be formed to know their products: ghosts.
+
+The gradient of a dense or a convolutional layer's weight is g_t = D_t^T X, a sum over M positions (samples, times places of the
+kernel): X [M, I] is what the layer was given, D_t [M, O] what arrives at its output in task t's pass. Hence
+
+    <g_i, g_j> = sum(D_i * (X X^T) D_j),        sum_t w_t g_t = (sum_t w_t D_t)^T X,
+
+and where M is small beside I and O, as in the last stages of a convolutional network, K costs less by the first than by T products
+of [O, M] and [M, I], the result costs one of these instead of T, and no gradient of a single task is ever in memory.
+
+The products of one sample's gradient with itself are known as ghost norms (Goodfellow 2015, https://arxiv.org/abs/1510.01799;
+convolutions: Rochette et al. 2019, https://arxiv.org/abs/1912.06015; chosen layer by layer: Bu et al. 2022,
+https://arxiv.org/abs/2205.10683). Here they are of tasks, exact, and of one batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import unfold
+
+from .graph import Edge, Graph
+
+_DTYPES = (torch.float64, torch.float32)
+_CONVOLUTION = "ConvolutionBackward0"
+_PRODUCTS = {"AddmmBackward0": (2, "mat1"), "MmBackward0": (1, "self")}
+"""Which of a node's outputs leads to the weight, and under which name it saves what is multiplied with it."""
+_ALONG_NO_AXIS = {"dilation": 1, "padding": 0, "stride": 1}
+"""What ``unfold`` is told of an axis that is not there."""
+LEAST = 2**20
+"""How many multiplications a layer has to save to be worth the calls that it takes."""
+
+
+@dataclass
+class Ghost:
+    """A layer that one part of the graph uses once, with a weight W that no hook watches.
+
+    Attributes:
+        leaf: W.
+        edge: where the gradient of the layer's output arrives.
+        given: what the layer was given.
+        arrived: the gradients of the layer's output, by task.
+    """
+
+    leaf: Tensor
+    edge: Edge
+    given: Tensor
+    arrived: dict[int, Tensor] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def gram(self, tasks: int) -> Tensor:
+        """K of what has arrived. [T, T] float64"""
+        X = self._inputs()
+        largest = X.abs().amax()
+        X = X / torch.where(largest > 0, largest, 1.0)  # whose squares have to be numbers
+        S = X @ X.mT
+        K = torch.zeros(tasks, tasks, dtype=torch.float64)
+        here = sorted(self.arrived)
+        D = torch.stack([self._outputs(self.arrived[t]) for t in here])
+        products = D.flatten(1).double() @ (S @ D).flatten(1).double().mT * largest.double() ** 2
+        K[torch.tensor(here)[:, None], torch.tensor(here)] = (products + products.mT) / 2
+        return K
+
+    def gradient(self, arriving: Tensor) -> Tensor:
+        """Of W, where some combination of the tasks' gradients arrives at the layer's output."""
+        return self._weight(self._outputs(arriving).mT @ self._inputs())
+
+    def _inputs(self) -> Tensor:
+        """X. [M, I]"""
+        raise NotImplementedError
+
+    def _outputs(self, arriving: Tensor) -> Tensor:
+        """D. [M, O]"""
+        raise NotImplementedError
+
+    def _weight(self, gradient: Tensor) -> Tensor:
+        """D^T X [O, I] in W's shape."""
+        raise NotImplementedError
+
+
+@dataclass
+class Dense(Ghost):
+    """X W^T, or X W.
+
+    Attributes:
+        turned: whether it is the former, as in ``torch.nn.Linear``.
+    """
+
+    turned: bool = True
+
+    def _inputs(self) -> Tensor:
+        return self.given
+
+    def _outputs(self, arriving: Tensor) -> Tensor:
+        return arriving
+
+    def _weight(self, gradient: Tensor) -> Tensor:
+        return gradient if self.turned else gradient.mT
+
+
+@dataclass
+class Convolution(Ghost):
+    """Over one axis or two.
+
+    Attributes:
+        geometry: of the kernel: its dilation, padding and stride along both axes.
+    """
+
+    geometry: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def _inputs(self) -> Tensor:
+        images = self.given if self.given.dim() == 4 else self.given.unsqueeze(2)
+        kernel = (1, 1, *self.leaf.shape[2:])[-2:]
+        return unfold(images, kernel, **self.geometry).mT.flatten(0, 1)
+
+    def _outputs(self, arriving: Tensor) -> Tensor:
+        return arriving.flatten(2).mT.flatten(0, 1)
+
+    def _weight(self, gradient: Tensor) -> Tensor:
+        return gradient.view(self.leaf.shape)
+
+
+def ghosts_in(graph: Graph, shared: Mapping[int, Tensor]) -> dict[int, Ghost]:
+    """The layers whose weights' gradients need not be formed, by the weight's id; of those weights that the tasks share.
+
+    On the CPU alone, where it has been measured; in float64 and float32, as half precision would round what arrives rather than the
+    gradients. What saved-tensor hooks have packed (a checkpoint, an offload) is left where it is.
+    """
+    found: dict[int, Ghost] = {}
+    for key, (node, index, turned) in graph.sole_users().items():
+        leaf = graph.leaves[key]
+        if key not in shared or not _plain(leaf) or leaf.dtype not in _DTYPES or leaf.device.type != "cpu" or leaf._backward_hooks:
+            continue
+        ghost: Ghost | None = None
+        if node.name() == _CONVOLUTION and index == 1 and not turned:
+            ghost = _convolution(leaf, node, graph.reach[key].bit_count())
+        elif node.name() in _PRODUCTS and index == _PRODUCTS[node.name()][0] and leaf.dim() == 2:
+            ghost = _dense(leaf, node, turned, graph.reach[key].bit_count())
+        if ghost is not None and _plain(ghost.given) and ghost.given.dtype == leaf.dtype:
+            found[key] = ghost
+    return found
+
+
+def _convolution(leaf: Tensor, node: Any, tasks: int) -> Ghost | None:
+    axes = leaf.dim() - 2
+    if axes not in (1, 2) or node._saved_transposed or node._saved_groups != 1:
+        return None
+    samples, outputs, *places = node._input_metadata[0].shape
+    if not _pays(tasks, samples * math.prod(places), leaf.numel() // outputs, outputs) or not _as_saved(node, "input"):
+        return None
+    along = {name: (*(_ALONG_NO_AXIS[name],), *getattr(node, f"_saved_{name}"))[-2:] for name in _ALONG_NO_AXIS}
+    return Convolution(leaf, (node, 0), node._saved_input.detach(), geometry=along)
+
+
+def _dense(leaf: Tensor, node: Any, turned: bool, tasks: int) -> Ghost | None:
+    inputs, outputs = reversed(leaf.shape) if turned else leaf.shape
+    M = node._input_metadata[0].shape[0]
+    name = _PRODUCTS[node.name()][1]
+    if not _pays(tasks, M, inputs, outputs) or getattr(node, "_saved_alpha", 1) != 1 or not _as_saved(node, name):
+        return None
+    return Dense(leaf, (node, 0), getattr(node, f"_saved_{name}").detach(), turned=turned)
+
+
+def _pays(tasks: int, positions: int, inputs: int, outputs: int) -> bool:
+    """Whether K [T, T] from X X^T and X X^T D, and one product for the result, take fewer multiplications than T products."""
+    formed = tasks * positions * inputs * outputs
+    spared = positions**2 * (inputs + tasks * outputs) + positions * inputs * outputs
+    return formed - spared >= LEAST
+
+
+def _plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided
+
+
+def _as_saved(node: Any, name: str) -> bool:
+    """Whether what a node has saved is there as it was, and no hook has to bring it back."""
+    return getattr(getattr(node, f"_raw_saved_{name}"), "unpack_hook", ...) is None
