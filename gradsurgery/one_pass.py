@@ -172,7 +172,8 @@ class OnePass:
 
         Each part is a pass a task through the region: at most ``PARTS``, of a graph that cannot be cut.
         """
-        formed = [leaf for leaf in region.leaves if id(leaf) in self._shared and id(leaf) not in self._ghosts]
+        spared = {id(leaf) for ghost in self._ghosts.values() for leaf in (ghost.leaf, ghost.bias)}
+        formed = [leaf for leaf in region.leaves if id(leaf) in self._shared and id(leaf) not in spared]
         largest = max(largest, sum(leaf.nbytes for leaf in formed) // PARTS)
         parts: list[list[Tensor]] = [[]]
         room = largest
@@ -182,7 +183,7 @@ class OnePass:
                 room = largest
             parts[-1].append(leaf)
             room -= leaf.nbytes
-        parts[-1] += [leaf for leaf in region.leaves if id(leaf) not in self._shared or id(leaf) in self._ghosts]
+        parts[-1] += [leaf for leaf in region.leaves if id(leaf) not in self._shared or id(leaf) in spared]
         return parts
 
     def _ghosts_of(self, region: Region) -> list[Ghost]:

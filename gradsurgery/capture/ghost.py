@@ -46,12 +46,14 @@ class Ghost:
         edge: where the gradient of the layer's output arrives.
         given: what the layer was given.
         arrived: the gradients of the layer's output, by task.
+        bias: whose gradients come from what arrives, too, as autograd would form the weight's beside it.
     """
 
     leaf: Tensor
     edge: Edge
     given: Tensor
     arrived: dict[int, Tensor] = field(default_factory=dict)
+    bias: Tensor | None = None
 
     @torch.no_grad()
     def gram(self, tasks: int) -> Tensor:
@@ -70,6 +72,10 @@ class Ghost:
     def gradient(self, arriving: Tensor) -> Tensor:
         """Of W, where some combination of the tasks' gradients arrives at the layer's output."""
         return self._weight(self._outputs(arriving).mT @ self._inputs())
+
+    def of_bias(self, task: int) -> Tensor:
+        """One task's gradient of the bias. [O]"""
+        return self._outputs(self.arrived[task]).sum(0)
 
     def _inputs(self) -> Tensor:
         """X. [M, I]"""
@@ -108,6 +114,8 @@ class Dense(Ghost):
 class Convolution(Ghost):
     """Over one axis or two.
 
+    Its bias is asked for with its weight or not at all: who asks for one alone has both computed.
+
     Attributes:
         geometry: of the kernel: its dilation, padding and stride along both axes.
     """
@@ -133,49 +141,58 @@ def ghosts_in(graph: Graph, shared: Mapping[int, Tensor]) -> dict[int, Ghost]:
     gradients. What saved-tensor hooks have packed (a checkpoint, an offload) is left where it is.
     """
     found: dict[int, Ghost] = {}
-    for key, (node, index, turned) in graph.sole_users().items():
-        leaf = graph.leaves[key]
-        if key not in shared or not _plain(leaf) or leaf.dtype not in _DTYPES or leaf.device.type != "cpu" or leaf._backward_hooks:
+    users = graph.sole_users()
+    for key, (node, index, turned) in users.items():
+        leaf, tasks = graph.leaves[key], graph.reach[key].bit_count()
+        if key not in shared or not _unwatched(leaf) or leaf.dtype not in _DTYPES or leaf.device.type != "cpu":
             continue
         ghost: Ghost | None = None
         if node.name() == _CONVOLUTION and index == 1 and not turned:
-            ghost = _convolution(leaf, node, graph.reach[key].bit_count())
+            bias = node.next_functions[2][0]
+            beside = None if bias is None or id(bias.variable) not in graph.leaves else bias.variable
+            if beside is None or (id(beside) in users and _unwatched(beside)):
+                ghost = _convolution(leaf, beside, node, tasks)
         elif node.name() in _PRODUCTS and index == _PRODUCTS[node.name()][0] and leaf.dim() == 2:
-            ghost = _dense(leaf, node, turned, graph.reach[key].bit_count())
+            ghost = _dense(leaf, node, turned, tasks)
         if ghost is not None and _plain(ghost.given) and ghost.given.dtype == leaf.dtype:
             found[key] = ghost
     return found
 
 
-def _convolution(leaf: Tensor, node: Any, tasks: int) -> Ghost | None:
+def _convolution(leaf: Tensor, bias: Tensor | None, node: Any, tasks: int) -> Ghost | None:
     axes = leaf.dim() - 2
     if axes not in (1, 2) or node._saved_transposed or node._saved_groups != 1:
         return None
     samples, outputs, *places = node._input_metadata[0].shape
-    if not _pays(tasks, samples * math.prod(places), leaf.numel() // outputs, outputs) or not _as_saved(node, "input"):
+    worth = saved(tasks, samples * math.prod(places), leaf.numel() // outputs, outputs) >= LEAST
+    if not worth or not _as_saved(node, "input"):
         return None
-    along = {name: (*(_ALONG_NO_AXIS[name],), *getattr(node, f"_saved_{name}"))[-2:] for name in _ALONG_NO_AXIS}
-    return Convolution(leaf, (node, 0), node._saved_input.detach(), geometry=along)
+    along = {name: (_ALONG_NO_AXIS[name], *getattr(node, f"_saved_{name}"))[-2:] for name in _ALONG_NO_AXIS}
+    return Convolution(leaf, (node, 0), node._saved_input.detach(), bias=bias, geometry=along)
 
 
 def _dense(leaf: Tensor, node: Any, turned: bool, tasks: int) -> Ghost | None:
     inputs, outputs = reversed(leaf.shape) if turned else leaf.shape
-    M = node._input_metadata[0].shape[0]
     name = _PRODUCTS[node.name()][1]
-    if not _pays(tasks, M, inputs, outputs) or getattr(node, "_saved_alpha", 1) != 1 or not _as_saved(node, name):
+    worth = saved(tasks, node._input_metadata[0].shape[0], inputs, outputs) >= LEAST
+    if not worth or getattr(node, "_saved_alpha", 1) != 1 or not _as_saved(node, name):
         return None
     return Dense(leaf, (node, 0), getattr(node, f"_saved_{name}").detach(), turned=turned)
 
 
-def _pays(tasks: int, positions: int, inputs: int, outputs: int) -> bool:
-    """Whether K [T, T] from X X^T and X X^T D, and one product for the result, take fewer multiplications than T products."""
+def saved(tasks: int, positions: int, inputs: int, outputs: int) -> int:
+    """By how many multiplications K [T, T] and one combined gradient take fewer this way than T gradients take to be formed."""
     formed = tasks * positions * inputs * outputs
-    spared = positions**2 * (inputs + tasks * outputs) + positions * inputs * outputs
-    return formed - spared >= LEAST
+    products = positions**2 * (inputs + tasks * outputs) + tasks**2 * positions * outputs
+    return formed - products - positions * inputs * outputs
 
 
 def _plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, Parameter) and tensor.layout is torch.strided
+
+
+def _unwatched(leaf: Tensor) -> bool:
+    return _plain(leaf) and not leaf._backward_hooks
 
 
 def _as_saved(node: Any, name: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, TypeAlias
 
@@ -54,16 +54,17 @@ class Passes:
             retain_graph: keep what it has saved; else it is let go of as soon as no other task needs it.
             leaves: of the region's, those to ask for; None: all.
             stay: the passes do not go on: they can run through the region again.
-            ghosts: layers of it, which take what arrives at their outputs instead of their weights' gradients.
+            ghosts: layers of it, whose weights' gradients are not asked for; they take what arrives at their outputs instead.
             before: called before each task's pass, with the number of passes that are left after it.
             after: called after each task's pass, with its number and what was taken so far, of which it may take some away.
         """
-        spared = {id(ghost.leaf) for ghost in ghosts}
+        biases = {id(ghost.bias): ghost for ghost in ghosts if ghost.bias is not None}
+        spared = {id(ghost.leaf) for ghost in ghosts} | biases.keys()
         asked = [leaf for leaf in (region.leaves if leaves is None else leaves) if id(leaf) not in spared]
-        rows: Rows = {id(leaf): {} for leaf in asked}
+        rows: Rows = {key: {} for key in [*map(id, asked), *biases]}
         takers: dict[Any, dict[int, Tensor]] = {**rows, **{ghost.edge: ghost.arrived for ghost in ghosts}}
         running = [t for t, flow in enumerate(self.flows) if any(edge[0] in region.nodes for edge in flow)]
-        with _Senders({} if stay else region.out) as senders:
+        with _Senders({} if stay else region.out) as senders, _Receivers(ghost.edge for ghost in ghosts) as receivers:
             for k, t in enumerate(running):
                 before(len(running) - 1 - k)
                 reached = [leaf for leaf in asked if self.graph.reach[id(leaf)] >> t & 1]
@@ -75,8 +76,11 @@ class Passes:
                         del flow[edge]
                 keep = retain_graph or not (region.private or t == running[-1])
                 leaving = [] if stay else list(region.out)
-                for key, gradient in _run(entering, reached, met, leaving, keep).items():
+                for key, gradient in _run(entering, reached, leaving, keep, met, receivers).items():
                     takers[key][t] = gradient
+                for key, ghost in biases.items():
+                    if t in ghost.arrived:
+                        rows[key][t] = ghost.of_bias(t)
                 senders.hand_over(flow)
                 after(t, rows)
         return rows
@@ -103,7 +107,7 @@ class Passes:
 
 def through_all(flow: Flow, leaves: Sequence[Tensor], *, retain_graph: bool) -> dict[int | Edge, Tensor]:
     """The gradients that one backward pass from where a flow stands brings to leaves, by their ids."""
-    return _run(flow, leaves, [], [], retain_graph) if flow and leaves else {}
+    return _run(flow, leaves, [], retain_graph) if flow and leaves else {}
 
 
 def _like_all(leaf: Tensor, tasks: int) -> Tensor:
@@ -111,15 +115,18 @@ def _like_all(leaf: Tensor, tasks: int) -> Tensor:
 
 
 def _run(
-    flow: Flow, leaves: Sequence[Tensor], met: Sequence[Edge], leaving: Sequence[Edge], retain_graph: bool
+    flow: Flow,
+    leaves: Sequence[Tensor],
+    leaving: Sequence[Edge],
+    retain_graph: bool,
+    met: Sequence[Edge] = (),
+    receivers: _Receivers | None = None,
 ) -> dict[int | Edge, Tensor]:
-    """The gradients at leaves, by their ids, and at edges that are ``met``, each in memory of its own.
+    """The gradients at leaves, by their ids, and at edges on the way, each in memory of its own; it ends at those ``leaving``.
 
     Args:
-        flow: where the pass begins.
-        leaves: and other places that it meets.
-        met: edges that it goes on from.
-        leaving: edges where it ends.
+        met: the edges on the way. [R]
+        receivers: know what their nodes receive, where these run.
     """
     asked: dict[int | Edge, Tensor | GradientEdge] = {id(leaf): leaf for leaf in leaves} | {edge: _edge(edge) for edge in met}
     if not asked and not leaving:
@@ -133,6 +140,8 @@ def _run(
     )
     held = {key: gradient for key, gradient in zip(asked, found, strict=False) if gradient is not None}
     del found
+    if receivers is not None:
+        held |= receivers.taken()
     return {key: held[key] if alone(held, key) else held[key].clone() for key in list(held)}
 
 
@@ -181,6 +190,40 @@ class _Senders:
                 mine = alone(self._sent, sender)  # a node may return the same memory in every pass
                 gradient = _as_expected(self._sent.pop(sender), edge)
                 flow[edge] = flow[edge] + gradient if edge in flow else gradient if mine else gradient.clone()
+
+
+class _Receivers:
+    """Takes what nodes receive, after all hooks there; autograd hands it out before them, where the node runs.
+
+    Args:
+        edges: to these nodes.
+    """
+
+    def __init__(self, edges: Iterable[Edge]) -> None:
+        self._edges = list(edges)
+        self._received: dict[int | Edge, Tensor] = {}
+        self._handles = ExitStack()
+
+    def __enter__(self) -> _Receivers:
+        for edge in self._edges:
+            self._handles.callback(edge[0].register_prehook(self._taking(edge)).remove)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._handles.close()
+
+    def _taking(self, edge: Edge) -> Callable[[Sequence[Tensor | None]], None]:
+        def take(received: Sequence[Tensor | None]) -> None:
+            gradient = received[edge[1]]
+            if gradient is not None:
+                self._received[edge] = gradient
+
+        return take
+
+    def taken(self) -> dict[int | Edge, Tensor]:
+        """What was received since this was asked last."""
+        received, self._received = self._received, {}
+        return received
 
 
 def _as_expected(gradient: Tensor, edge: Edge) -> Tensor:

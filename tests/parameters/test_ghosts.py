@@ -1,0 +1,207 @@
+"""Steps in which some layers' gradients are never formed: the same .grad, weights and statistics as where all are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from oracles import parameters as oracle
+from parameters.comparison import aggregator, ascending, assert_gradients, grads
+from parameters.models import TASKS, ZOO, Network, build
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradsurgery.capture import ghost
+
+EVERY_LAYER, NO_LAYER = -(2**60), 2**60
+WAYS: dict[str, dict[str, Any]] = {"full": {}, "low": {"memory": "low"}}
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever a layer's gradient need not be formed, it is not, whether that pays or not."""
+    monkeypatch.setattr(ghost, "LEAST", EVERY_LAYER)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", ZOO)
+def test_equals_separate_backward_passes(kind: str, way: str) -> None:
+    network, plain = build(kind), build(kind)
+    surgery = aggregator()
+    surgery.backward(network.losses(), **WAYS[way])
+    rows = oracle.separate(plain, plain.losses)
+    assert_gradients(network, oracle.gradients(rows, plain, ascending), rows)
+    G = oracle.matrix(rows, oracle.shared_names(rows, plain), TASKS)
+    torch.testing.assert_close(surgery.statistics().gram, G @ G.T, rtol=1e-10, atol=1e-12)
+
+
+class Wide(Network):
+    """Where it pays by itself: a convolution over few places, and a wide dense layer; 16 samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            *(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU()),
+            *(nn.Conv2d(16, 192, 3, padding=1, bias=False), nn.BatchNorm2d(192), nn.ReLU()),
+            *(nn.Conv2d(192, 192, 3, padding=1), nn.AdaptiveAvgPool2d(2), nn.Flatten()),
+            *(nn.Linear(768, 256), nn.Tanh()),
+        )
+        self.heads = nn.ModuleDict({task: nn.Linear(256, 2) for task in TASKS})
+
+    def forward(self) -> dict[str, Tensor]:
+        z = self.trunk(self.draw(16, 3, 4, 4))
+        return self.each({task: head(z) for task, head in self.heads.items()})
+
+
+LAYERS = ("trunk.5.weight", "trunk.8.weight")  # those of 192 x 192 and of 256 x 768; the other convolutions are too small
+
+
+def wide(dtype: torch.dtype = torch.float64) -> Wide:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return Wide().to(dtype)
+
+
+class Formed(TorchDispatchMode):
+    """Counts the products and convolutions whose result is as large as one of a network's weights."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.sizes = {p.numel(): name for name, p in network.named_parameters()}
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.convolution_backward):
+            for made in out if isinstance(out, (tuple, list)) else [out]:
+                if isinstance(made, Tensor) and made.numel() in self.sizes:
+                    self.found[self.sizes[made.numel()]] += 1
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("way", [*WAYS, "gram_on"])
+def test_one_gradient_of_a_layer_is_formed_instead_of_one_a_task(
+    way: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, dict[str, Tensor]] = {}
+    weights = {}
+    for name, worth in (("ghosts", ghost.LEAST), ("formed", NO_LAYER)):
+        monkeypatch.setattr(ghost, "LEAST", worth)
+        network, surgery = wide(dtype), aggregator()
+        options = {"gram_on": network.trunk[8]} if way == "gram_on" else WAYS[way]
+        losses = network.losses()
+        with Formed(network) as counter:
+            surgery.backward(losses, shared=network.trunk, **options)
+        formed = [counter.found[layer] for layer in LAYERS]
+        if name == "ghosts":
+            assert formed == [1, 1]
+        else:  # each task's, and what the weighted pass brings; of what gram_on= leaves to that pass, no task's
+            least = {"full": [3, 3], "low": [4, 4], "gram_on": [1, 3]}[way]
+            assert all(count >= wanted for count, wanted in zip(formed, least, strict=True)), formed
+        assert surgery.weights is not None
+        found[name], weights[name] = grads(network), surgery.weights
+    tolerance = {torch.float64: 1e-11, torch.float32: 2e-5}[dtype]
+    torch.testing.assert_close(weights["ghosts"], weights["formed"], rtol=tolerance, atol=tolerance)
+    for name, g in found["formed"].items():
+        assert float((found["ghosts"][name] - g).norm()) <= tolerance * float(g.norm()), name
+
+
+def test_float32_is_as_exact_as_where_all_gradients_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both K are off by what float32 activations cost, and from each other by less than float32 shows."""
+    exact, found = aggregator(), {}
+    exact.backward(wide().losses())
+    for name, least in (("ghosts", ghost.LEAST), ("formed", NO_LAYER)):
+        monkeypatch.setattr(ghost, "LEAST", least)
+        surgery = aggregator()
+        surgery.backward(wide(torch.float32).losses())
+        found[name] = surgery.statistics().gram
+    K = exact.statistics().gram
+    norms = torch.outer(K.diagonal().sqrt(), K.diagonal().sqrt())
+    apart = {name: float(((gram - K) / norms).abs().max()) for name, gram in found.items()}
+    assert not torch.equal(found["ghosts"], found["formed"])
+    assert float(((found["ghosts"] - found["formed"]) / norms).abs().max()) <= torch.finfo(torch.float32).eps
+    assert apart["ghosts"] <= 2 * apart["formed"] + torch.finfo(torch.float32).eps
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_a_hook_on_a_layers_output_is_applied_once_a_task() -> None:
+    """A map that is not linear, between two layers whose gradients are not formed, and on one's own output."""
+
+    def squashed(g: Tensor) -> Tensor:
+        return 3 * g / (0.05 + g.abs())
+
+    def losses(network: Any) -> dict[str, Tensor]:
+        first = network.trunk[0](network.draw(7, 4))
+        first.register_hook(squashed)
+        second = network.trunk[2](torch.tanh(first))
+        second.register_hook(squashed)
+        return network.each({task: head(torch.tanh(second)) for task, head in network.heads.items()})  # type: ignore[no-any-return]
+
+    network, plain = build("perceptron"), build("perceptron")
+    torch.manual_seed(1)
+    aggregator().backward(losses(network))
+    torch.manual_seed(1)
+    rows = oracle.separate(plain, lambda: (torch.manual_seed(1), losses(plain))[1])
+    assert_gradients(network, oracle.gradients(rows, plain, ascending), rows)
+
+
+def test_a_hook_on_a_weight_is_applied_once_a_task() -> None:
+    network, plain = wide(), wide()
+    for one in (network, plain):
+        one.trunk[5].weight.register_hook(lambda g: g.abs())
+    aggregator().backward(network.losses())
+    rows = oracle.separate(plain, plain.losses)
+    assert_gradients(network, oracle.gradients(rows, plain, ascending), rows)
+
+
+def test_a_graph_that_is_kept_gives_the_same_again_and_one_that_is_used_up_is_refused() -> None:
+    network = wide()
+    losses = network.losses()
+    aggregator().backward(losses, retain_graph=True)
+    first = grads(network)
+    network.zero_grad()
+    aggregator().backward(losses)
+    for name, g in grads(network).items():
+        assert torch.equal(g, first[name]), name
+    before = grads(network)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        aggregator().backward(losses)
+    for name, g in grads(network).items():
+        assert torch.equal(g, before[name]), name
+
+
+def test_gradients_are_laid_out_as_their_weights() -> None:
+    network = wide()
+    network.trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain = wide()
+    for _ in range(2):
+        aggregator().backward(network.losses())
+        aggregator().backward(plain.losses())
+    for p, q in zip(network.parameters(), plain.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert p.grad.stride() == p.stride()
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_a_gradient_that_is_not_finite_makes_the_shared_ones_so_and_no_other_head() -> None:
+    network = wide()
+    losses = network.losses()
+    losses["b"] = losses["b"] * float("inf")
+    aggregator().backward(losses, shared=network.trunk)
+    assert all(bool(p.grad.isnan().all()) for p in network.trunk.parameters() if p.grad is not None)
+    assert all(bool(p.grad.isfinite().all()) for task in ("a", "c") for p in network.heads[task].parameters() if p.grad is not None)
+
+
+def test_absent_tasks() -> None:
+    network, plain = wide(), wide()
+    losses = network.losses()
+    aggregator().backward({"a": losses["a"], "b": None, "c": losses["c"]}, shared=network.trunk)
+    rows = oracle.separate(plain, lambda: {task: loss for task, loss in plain.losses().items() if task != "b"})
+    expected = oracle.gradients(rows, plain, ascending)
+    assert not any(name.startswith("heads.b") for name in expected)
+    assert_gradients(network, expected, rows)
