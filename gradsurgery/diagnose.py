@@ -35,8 +35,9 @@ def diagnose(model: nn.Module, batch: Any, losses: Callable[[Any, Any], TaskLoss
     wait for ``.grad``, such as optimizers in the backward pass, are not called. The model runs in the mode it is in, under the
     autocast that holds where this is called. What torch.compile compiled runs as it is written.
 
-    In memory meanwhile: a copy of the model's parameters and buffers, and T gradients of a few layers at a time (of all, where the
-    graph has no narrow place, as in a U-Net). With several processes it is about this rank's batch alone.
+    In memory meanwhile: a copy of the model's parameters and buffers, and T gradients of a few layers at a time (of a checkpointed
+    block as a whole; of all layers, where the graph has no narrow place, as in a U-Net). With several processes it is about this
+    rank's batch alone.
 
     Args:
         model: the whole model, without a wrapper for several processes: what ``losses`` uses beside it is not put back.

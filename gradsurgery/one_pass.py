@@ -99,17 +99,21 @@ class OnePass:
     def _with_top(self) -> tuple[Tensor | None, list[Region]]:
         """The first large one of the shared parameters, if the graph can be cut above and below it, and the regions.
 
-        One with a hook of its own is left where it is: a hook may count how often it is called.
+        One with a hook of its own is left where it is: a hook may count how often it is called. So is one below, or in, a
+        checkpointed block, which its second passes would recompute.
         """
-        kept = {key: leaf for key, leaf in self._shared.items() if key not in self._ghosts}
-        least = sum(leaf.nbytes for leaf in kept.values()) / TOP
+        kept = [leaf for key, leaf in self._shared.items() if key not in self._ghosts]
+        least = sum(leaf.nbytes for leaf in kept) / TOP
         passed = 0
-        uses = [(place, leaf) for place, leaf in self._graph.first_uses() if id(leaf) in kept]
+        uses = [(place, leaf) for place, leaf in self._graph.first_uses() if id(leaf) in self._shared]
         for start, cut in pairwise([cut for cut in self._cuts if cut >= self._graph.private_cut] if self.parts else []):
             between = [leaf for place, leaf in uses if start < place <= cut]
-            largest = max(between, key=lambda leaf: leaf.nbytes, default=None)  # the uppermost of them
+            formed = (leaf for leaf in between if id(leaf) not in self._ghosts)
+            largest = max(formed, key=lambda leaf: leaf.nbytes, default=None)  # the uppermost of them
             if largest is not None and largest.nbytes >= least:
-                return None if largest._backward_hooks else largest, self._graph.regions([*self._private, cut])
+                regions = self._graph.regions([*self._private, cut])
+                stays = largest._backward_hooks or regions[1].blocks
+                return None if stays else largest, regions
             passed += sum(leaf.nbytes for leaf in between)
             if passed >= least:  # further down the passes would not be short
                 break
@@ -117,7 +121,7 @@ class OnePass:
 
     def to_where_tasks_part(self) -> None:
         """Takes the heads' gradients, and all others, too, where there is no place to stop at."""
-        heads, *trunk = self._graph.regions(self._private)
+        heads, *trunk = self._graph.regions(self._private or self._graph.where_tasks_part())
         self.rows |= self._passes.through(heads, retain_graph=self._retain)
         self._rest = [leaf for region in trunk for leaf in region.leaves]
 
@@ -170,8 +174,11 @@ class OnePass:
     def _parts(self, region: Region, largest: int) -> list[list[Tensor]]:
         """A region's leaves in parts of about so many bytes of gradients of shared parameters; the last one has the others, too.
 
-        Each part is a pass a task through the region: at most ``PARTS``, of a graph that cannot be cut.
+        Each part is a pass a task through the region: at most ``PARTS``, of a graph that cannot be cut; and one alone through a
+        checkpointed block, which each recomputes.
         """
+        if region.blocks == 1:
+            return [region.leaves]
         spared = {id(leaf) for ghost in self._ghosts.values() for leaf in (ghost.leaf, ghost.bias)}
         formed = [leaf for leaf in region.leaves if id(leaf) in self._shared and id(leaf) not in spared]
         largest = max(largest, sum(leaf.nbytes for leaf in formed) // PARTS)

@@ -104,8 +104,8 @@ class ParameterSpace(ParametersOverRanks):
                 ``process_group=``, whose K is of shards of all T gradients; nor is "low".
             memory: "low" keeps no more than a small part of the T gradients at a time: K is gathered layer by layer, and one more,
                 weighted, backward pass brings the result. The same result, but for hooks that are not linear, and for rounding,
-                which happens before the weights multiply rather than after. Where the graph has no narrow place (a U-Net), or one
-                checkpoint spans many layers, parts of it run several times.
+                which happens before the weights multiply rather than after. Where the graph has no narrow place (a U-Net), parts of
+                it run several times. Of a checkpointed block the T gradients are there together, as it is recomputed as a whole.
             passes: "batched": one backward pass of all tasks by ``torch.vmap``, from where they part on; faster for small models on
                 a GPU, and not for every module.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import accumulate, pairwise
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .checkpoints import blocks_of
 from .compiled import check_several_passes, is_compiled
 
 Edge: TypeAlias = tuple[Any, int]
@@ -38,12 +40,14 @@ class Region:
         leaves: that are used by its nodes, and no others. [L]
         out: the edges by which gradients leave, and for each the nodes that send them, with the numbers of their outputs.
         private: whether no node of it is reached by two tasks.
+        blocks: how many checkpointed blocks it has, each of which a pass through it recomputes.
     """
 
     nodes: set[Any] = field(default_factory=set)
     leaves: list[Tensor] = field(default_factory=list)
     out: dict[Edge, list[tuple[Any, int]]] = field(default_factory=dict)
     private: bool = False
+    blocks: int = 0
 
 
 class Graph:
@@ -116,6 +120,8 @@ class Graph:
         """The graph, cut after the nodes at these places (of ``narrow``, ascending)."""
         bounds = [0, *cuts, len(self._order)]
         regions = [Region(set(self._order[a:b]), private=b <= self._private) for a, b in pairwise(bounds)]
+        for region, (a, b) in zip(regions, pairwise(bounds), strict=True):
+            region.blocks = sum(first < b and last >= a for first, last in self._blocks)
         home = {node: region for region in regions for node in region.nodes}
         placed: set[int] = set()
         for node in self._order:
@@ -149,10 +155,13 @@ class Graph:
                 found[leaf] = (*uses[0], turned)
         return found
 
-    def narrow(self) -> list[int]:
+    def narrow(self, *, whole_blocks: bool = True) -> list[int]:
         """After how many nodes the graph may be cut, ascending: after the private ones, or where one node alone lies beyond. [C]
 
         In which order the nodes count: those that one task reaches, then the others, users first.
+
+        Args:
+            whole_blocks: not within a checkpointed block, which the passes of both parts would recompute.
         """
         if any(node.name() == _MODULE_HOOK for node in self._order):  # such a hook has to see a module's both ends in one pass
             return []
@@ -162,7 +171,7 @@ class Graph:
             for below, _ in self._below[node]:
                 uses.setdefault(below, []).append(position[node])
         spans = [(min(at), max(at)) for below, at in uses.items() if below in self._leaf_of]
-        crossing = _crossed(spans, len(self._order))
+        crossing = _crossed([*spans, *self._blocks] if whole_blocks else spans, len(self._order))
         opened = [0] * (len(self._order) + 1)  # how many nodes wait beyond a place that some node before it, or a loss, leads to
         for node, k in position.items():
             first = 0 if node in self._root_nodes else min(uses[node]) + 1
@@ -175,6 +184,18 @@ class Graph:
             if k and not crossing[k] and (waiting == 1 or (k == self._private and self._antichain(k))):
                 cuts.append(k)
         return cuts
+
+    @cached_property
+    def _blocks(self) -> list[tuple[int, int]]:
+        """The positions at which each checkpointed block begins and ends; no two overlap."""
+        return blocks_of(self._order)
+
+    def where_tasks_part(self) -> list[int]:
+        """The place after the private nodes, if the graph can be cut there at all, even within a checkpointed block. [0 or 1]
+
+        For a single pass of all tasks from there on: it costs one recomputation of such a block, and not one a task.
+        """
+        return [cut for cut in self.narrow(whole_blocks=False) if cut == self._private]
 
     @property
     def private_cut(self) -> int:

@@ -25,7 +25,7 @@ def batched_rows(graph: Graph, batch: Batch, retain_graph: bool) -> Rows:
     """The same, with one pass for all tasks from where they part on."""
     if len(batch.names) < 2:
         return rows_of(graph, batch, retain_graph)
-    if graph.private_cut not in graph.narrow():
+    if not graph.where_tasks_part():
         raise ValueError(
             "passes: 'batched' takes the tasks together through the part of the graph that they share, found none: the losses come "
             "from separate forward passes, share parameters that are used on both sides of where the tasks part, or go through "
