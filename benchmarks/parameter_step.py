@@ -7,7 +7,7 @@ and then timed beside the plain step, and beside the floor of every exact way: o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -271,6 +271,8 @@ def parameter_rows(
 ) -> list[Row]:
     """One row for each T and contender, with its error against the oracle; the times of a T come from the same rounds.
 
+    The budget is of each T, whose contenders share it: where two are to be told apart by a hundredth, they get more rounds than ten.
+
     Each contender is timed in a process of its own, as a training run is: where all share one, the largest of them keeps memory
     from going back to the system, and those that ask for much each step pay nothing for it.
 
@@ -287,7 +289,8 @@ def parameter_rows(
         point = {"kind": "parameter step", **experiment.point, "conflicts": oracle.conflicts, "own_process": True}
         del oracle, experiment, calls  # several times the model
         with workers({name: partial(_alone, name, device, batch, T, build) for name in entered(T)}) as turns:
-            times = take_turns(turns, {name: -(-TURN // CONTENDERS[name].steps) for name in turns}, effort)
+            shared = replace(effort, budget_s=effort.budget_s / len(turns))
+            times = take_turns(turns, {name: -(-TURN // CONTENDERS[name].steps) for name in turns}, shared)
         rows += [{**point, "form": name, **asdict(_step(name, t)), "error": errors[name]} for name, t in times.items()]
         say(f"T={T}: " + ", ".join(f"{row['form']} {row['p50'] * 1e3:.0f} ms" for row in rows if row["tasks"] == T))
     return rows
