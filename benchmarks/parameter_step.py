@@ -271,7 +271,7 @@ def parameter_rows(
 ) -> list[Row]:
     """One row for each T and contender, with its error against the oracle; the times of a T come from the same rounds.
 
-    The budget is of each T, whose contenders share it: where two are to be told apart by a hundredth, they get more rounds than ten.
+    The budget is of each T, whose contenders share it: two that are to be told apart by a hundredth get more rounds than ten.
 
     Each contender is timed in a process of its own, as a training run is: where all share one, the largest of them keeps memory
     from going back to the system, and those that ask for much each step pay nothing for it.

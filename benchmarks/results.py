@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Results:
 
 
 def latest(folder: Path = FOLDER) -> list[Results]:
-    """The newest run of each device, GPUs first.
+    """The newest rows of each device, GPUs first: its runs, oldest first, without the kinds of rows that a newer one has, too.
 
     Raises:
         ValueError: there is no result, or one of a --quick run.
@@ -58,9 +58,17 @@ def latest(folder: Path = FOLDER) -> list[Results]:
     for run in runs:
         if run.environment["quick"]:
             raise ValueError(f"{run.path}: made with --quick, which measures nothing worth showing; run without it.")
-    newest = {(r.environment["kind"], r.environment["device"], r.environment["cores"]): r for r in _by_date(runs)}
-    return sorted(newest.values(), key=lambda r: (r.environment["kind"] != "cuda", r.environment["device"], r.environment["cores"]))
+    runs.sort(key=lambda run: (*_device(run), str(run.environment["date"])))
+    shown: list[Results] = []
+    known: dict[tuple[bool, str, int], set[str]] = {}
+    for run in reversed(runs):
+        kinds = known.setdefault(_device(run), set())
+        rows = [row for row in run.rows if row["kind"] not in kinds]
+        kinds |= {row["kind"] for row in rows}
+        if rows:
+            shown.insert(0, replace(run, rows=rows))
+    return shown
 
 
-def _by_date(runs: list[Results]) -> list[Results]:
-    return sorted(runs, key=lambda r: str(r.environment["date"]))
+def _device(run: Results) -> tuple[bool, str, int]:
+    return run.environment["kind"] != "cuda", run.environment["device"], run.environment["cores"]

@@ -77,7 +77,8 @@ class OnePass:
         """
         self._ghosts = ghosts_in(self._graph, self._shared)
         top, regions = self._with_top()
-        grams, T = [], len(self._passes.flows)
+        T = len(self._passes.flows)
+        K = self._nothing()
         for region in regions:
             ghosts = self._ghosts_of(region)
             held_back = top if region is regions[len(self._private)] else None
@@ -89,12 +90,12 @@ class OnePass:
                 spare.make_room(T * held_back.nbytes)
             before = partial(spare.before_pass, region.leaves)
             rows = self._passes.through(region, retain_graph=self._retain or held_back is not None, ghosts=ghosts, before=before)
-            grams += self._grams(rows, ghosts, self._shared)
+            K += self._gram(rows, ghosts, self._shared)
             if held_back is not None:
                 for t in away:
                     rows[id(held_back)].pop(t, None)
             self.rows |= rows
-        return torch.stack(grams).sum(0)
+        return K
 
     def _with_top(self) -> tuple[Tensor | None, list[Region]]:
         """The first large one of the shared parameters, if the graph can be cut above and below it, and the regions.
@@ -102,8 +103,7 @@ class OnePass:
         One with a hook of its own is left where it is: a hook may count how often it is called. So is one below, or in, a
         checkpointed block, which its second passes would recompute.
         """
-        kept = [leaf for key, leaf in self._shared.items() if key not in self._ghosts]
-        least = sum(leaf.nbytes for leaf in kept) / TOP
+        least = sum(leaf.nbytes for leaf in self._shared.values()) / TOP
         passed = 0
         uses = [(place, leaf) for place, leaf in self._graph.first_uses() if id(leaf) in self._shared]
         for start, cut in pairwise([cut for cut in self._cuts if cut >= self._graph.private_cut] if self.parts else []):
@@ -133,25 +133,28 @@ class OnePass:
         regions = self._graph.regions(sorted({*self._private, *beyond}))
         if beyond:
             self._rest = regions.pop().leaves
-        grams = []
+        reached = {id(leaf) for region in regions for leaf in region.leaves}
+        self._ghosts = {key: ghost for key, ghost in self._ghosts.items() if key in reached}
+        K = self._nothing()
         on = {id(leaf): leaf for leaf in measured}
         for region in regions:
             ghosts = self._ghosts_of(region)
             before = partial(spare.before_pass, region.leaves)
             rows = self._passes.through(region, retain_graph=self._retain, ghosts=ghosts, before=before)
-            grams += self._grams(rows, ghosts, on)
+            K += self._gram(rows, ghosts, on)
             self.rows |= rows
-        return torch.stack(grams).sum(0)
+        return K
 
     def gram_without_rows(self) -> Tensor:
         """K of the shared parameters, from a few of their gradients at a time; the passes are then where the tasks part. [T, T]"""
-        graph, T = self._graph, len(self._passes.flows)
-        self._ghosts = ghosts_in(graph, self._shared)
+        graph = self._graph
+        found = ghosts_in(graph, self._shared).items()
+        self._ghosts = {key: ghost for key, ghost in found if ghost.nbytes * PARTS <= ghost.leaf.nbytes}
         largest = sum(leaf.nbytes for leaf in self._shared.values()) // SLICES
         regions = graph.regions(graph.slices(self._cuts, largest))
         again = [] if self.parts and not any(id(leaf) in self._shared for leaf in regions[0].leaves) else regions[:1]
         start = [dict(flow) for flow in self._passes.flows]
-        K = torch.zeros(T, T, dtype=torch.float64, device=next(iter(self._shared.values())).device)
+        K = self._nothing()
         for k, region in enumerate(regions):
             if k == 1 and not again:
                 start = [dict(flow) for flow in self._passes.flows]
@@ -162,11 +165,10 @@ class OnePass:
                 more = part is not final
                 met = [] if more else ghosts
                 rows = self._passes.through(region, retain_graph=whole or more, leaves=part, stay=more, ghosts=met)
-                for gram in self._grams(rows, met, self._shared):
-                    K += gram
+                K += self._gram(rows, met, self._shared)
                 self.rows |= {key: held for key, held in rows.items() if key not in self._shared}
             for ghost in ghosts:  # the weighted pass brings the weights' gradients
-                ghost.arrived.clear()
+                del self._ghosts[id(ghost.leaf)]
         self._passes.flows = start
         self._rest = list(self._shared.values())
         return K
@@ -177,7 +179,7 @@ class OnePass:
         Each part is a pass a task through the region: at most ``PARTS``, of a graph that cannot be cut; and one alone through a
         checkpointed block, which each recomputes.
         """
-        if region.blocks == 1:
+        if region.one_block:
             return [region.leaves]
         spared = {id(leaf) for ghost in self._ghosts.values() for leaf in (ghost.leaf, ghost.bias)}
         formed = [leaf for leaf in region.leaves if id(leaf) in self._shared and id(leaf) not in spared]
@@ -201,14 +203,22 @@ class OnePass:
                 del self._ghosts[id(ghost.leaf)]
         return [ghost for ghost in found if ghost.edge[0] in region.nodes]
 
-    def _grams(self, rows: Rows, ghosts: Sequence[Ghost], measured: Mapping[int, Tensor]) -> list[Tensor]:
-        """K of what was measured of some rows, and of each ghost. Each [T, T]"""
+    def _nothing(self) -> Tensor:
+        """K of no gradients. [T, T]"""
         T = len(self._passes.flows)
-        grams = [ghost.gram(T) for ghost in ghosts if id(ghost.leaf) in measured]
+        return torch.zeros(T, T, dtype=torch.float64, device=next(iter(self._shared.values())).device)
+
+    def _gram(self, rows: Rows, ghosts: Sequence[Ghost], measured: Mapping[int, Tensor]) -> Tensor:
+        """K of some rows and ghosts, as far as they are to be measured. [T, T]"""
+        T = len(self._passes.flows)
+        K = self._nothing()
         leaves = [measured[key] for key, held in rows.items() if key in measured and held]
         if leaves:
-            grams.append(_gram_of(leaves, rows, T))
-        return grams
+            K += _gram_of(leaves, rows, T)
+        for ghost in ghosts:
+            if id(ghost.leaf) in measured and ghost.arrived:
+                K += ghost.gram(T)
+        return K
 
     @property
     def rows_to_spare(self) -> Rows:

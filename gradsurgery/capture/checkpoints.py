@@ -19,6 +19,8 @@ from torch.autograd.function import BackwardCFunction
 _MODULE = "torch.utils.checkpoint"
 _FRAME = getattr(torch.utils.checkpoint, "_CheckpointFrame", ())  # isinstance of () is never true
 
+_SAVED = getattr(torch._C._autograd, "SavedTensor", ())
+
 _FUNCTION = ("_raw_saved_tensors",)
 """Where a ``torch.autograd.Function`` has what it saved; such types are not kept in a cache, as they are anybody's."""
 
@@ -84,7 +86,8 @@ def _frame_of(hook: Any) -> Any:
     """The frame of the checkpoint whose function unpacks; None where it is another's."""
     if getattr(hook, "__module__", None) != _MODULE:
         return None
-    return next((cell.cell_contents for cell in hook.__closure__ or () if isinstance(cell.cell_contents, _FRAME)), None)
+    contents = [cell.cell_contents for cell in getattr(hook, "__closure__", None) or ()]
+    return next((each for each in contents if isinstance(each, _FRAME)), None)
 
 
 def _with_outer(frame: Any) -> set[Any]:
@@ -96,7 +99,8 @@ def _with_outer(frame: Any) -> set[Any]:
         if arguments is None:  # before torch 2.12 a node of their own had them
             hooks = _unpacking(getattr(getattr(inner, "input_saver", None), "grad_fn", None))
         else:
-            hooks = [hook for hook in (getattr(argument, "unpack_hook", None) for argument in arguments) if hook is not None]
+            saved = [argument for argument in arguments if isinstance(argument, _SAVED)]  # the others are as they were given
+            hooks = [hook for hook in (getattr(each, "unpack_hook", None) for each in saved) if hook is not None]
         further = {_frame_of(hook) for hook in hooks} - found - {None}
         found |= further
         waiting += further

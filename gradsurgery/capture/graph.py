@@ -41,6 +41,7 @@ class Region:
         out: the edges by which gradients leave, and for each the nodes that send them, with the numbers of their outputs.
         private: whether no node of it is reached by two tasks.
         blocks: how many checkpointed blocks it has, each of which a pass through it recomputes.
+        one_block: whether most of it is one of these.
     """
 
     nodes: set[Any] = field(default_factory=set)
@@ -48,6 +49,7 @@ class Region:
     out: dict[Edge, list[tuple[Any, int]]] = field(default_factory=dict)
     private: bool = False
     blocks: int = 0
+    one_block: bool = False
 
 
 class Graph:
@@ -121,7 +123,8 @@ class Graph:
         bounds = [0, *cuts, len(self._order)]
         regions = [Region(set(self._order[a:b]), private=b <= self._private) for a, b in pairwise(bounds)]
         for region, (a, b) in zip(regions, pairwise(bounds), strict=True):
-            region.blocks = sum(first < b and last >= a for first, last in self._blocks)
+            within = [min(last + 1, b) - max(first, a) for first, last in self._blocks if first < b and last >= a]
+            region.blocks, region.one_block = len(within), 2 * max(within, default=0) > b - a
         home = {node: region for region in regions for node in region.nodes}
         placed: set[int] = set()
         for node in self._order:
@@ -146,14 +149,20 @@ class Graph:
             for index, (below, _) in self._senders[node]:
                 users.setdefault(below, []).append((node, index))
         found = {}
+        for node in self._root_nodes:  # a loss is used by its task
+            users.setdefault(node, []).append((None, 0))
         for below, leaf in self._leaf_of.items():
-            uses = users.get(below, [])
-            turned = len(uses) == 1 and uses[0][0].name() == _TRANSPOSE
+            uses = users[below]
+            turned = len(uses) == 1 and uses[0][0] is not None and uses[0][0].name() == _TRANSPOSE
             if turned:
-                uses = users.get(uses[0][0], [])
-            if len(uses) == 1:
+                uses = users[uses[0][0]]
+            if len(uses) == 1 and uses[0][0] is not None:
                 found[leaf] = (*uses[0], turned)
         return found
+
+    def outputs(self, node: Any) -> set[int]:
+        """The numbers of a node's outputs that lead to wanted leaves."""
+        return {index for index, _ in self._senders[node]}
 
     def narrow(self, *, whole_blocks: bool = True) -> list[int]:
         """After how many nodes the graph may be cut, ascending: after the private ones, or where one node alone lies beyond. [C]

@@ -62,9 +62,9 @@ class Passes:
         spared = {id(ghost.leaf) for ghost in ghosts} | biases.keys()
         asked = [leaf for leaf in (region.leaves if leaves is None else leaves) if id(leaf) not in spared]
         rows: Rows = {key: {} for key in [*map(id, asked), *biases]}
-        takers: dict[Any, dict[int, Tensor]] = {**rows, **{ghost.edge: ghost.arrived for ghost in ghosts}}
+        layers = {ghost.edge: ghost for ghost in ghosts}
         running = [t for t, flow in enumerate(self.flows) if any(edge[0] in region.nodes for edge in flow)]
-        with _Senders({} if stay else region.out) as senders, _Receivers(ghost.edge for ghost in ghosts) as receivers:
+        with _Senders({} if stay else region.out) as senders, _Receivers(layers) as receivers:
             for k, t in enumerate(running):
                 before(len(running) - 1 - k)
                 reached = [leaf for leaf in asked if self.graph.reach[id(leaf)] >> t & 1]
@@ -77,7 +77,10 @@ class Passes:
                 keep = retain_graph or not (region.private or t == running[-1])
                 leaving = [] if stay else list(region.out)
                 for key, gradient in _run(entering, reached, leaving, keep, met, receivers).items():
-                    takers[key][t] = gradient
+                    if isinstance(key, int):
+                        rows[key][t] = gradient
+                    else:
+                        layers[key].take(t, gradient)
                 for key, ghost in biases.items():
                     if t in ghost.arrived:
                         rows[key][t] = ghost.of_bias(t)
@@ -162,11 +165,12 @@ class _Senders:
     def __init__(self, out: dict[Edge, list[tuple[Any, int]]]) -> None:
         self._sent: dict[tuple[Any, int], Tensor] = {}  # by sender and output, as devices have threads of their own
         self._edges = {(node, index): edge for edge, senders in out.items() for node, index in senders}
-        self._handles = ExitStack()
 
     def __enter__(self) -> _Senders:
-        for node in dict.fromkeys(node for node, _ in self._edges):
-            self._handles.callback(node.register_hook(self._taking(node)).remove)
+        with ExitStack() as handles:
+            for node in dict.fromkeys(node for node, _ in self._edges):
+                handles.callback(node.register_hook(self._taking(node)).remove)
+            self._handles = handles.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -202,11 +206,12 @@ class _Receivers:
     def __init__(self, edges: Iterable[Edge]) -> None:
         self._edges = list(edges)
         self._received: dict[int | Edge, Tensor] = {}
-        self._handles = ExitStack()
 
     def __enter__(self) -> _Receivers:
-        for edge in self._edges:
-            self._handles.callback(edge[0].register_prehook(self._taking(edge)).remove)
+        with ExitStack() as handles:
+            for edge in self._edges:
+                handles.callback(edge[0].register_prehook(self._taking(edge)).remove)
+            self._handles = handles.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -161,11 +161,23 @@ def test_missing_markers(folder: Path, readme: Path, text: str, capsys: pytest.C
     assert readme.read_text() == text
 
 
-def test_the_newest_of_each_device_counts(folder: Path) -> None:
-    Results(folder / "a.json", {**ENVIRONMENT, "date": "2026-03-01"}, []).write()
-    Results(folder / "b.json", {**ENVIRONMENT, "cores": 64}, []).write()
-    Results(folder / "c.json", {**ENVIRONMENT, "device": "Some GPU", "kind": "cuda"}, []).write()
-    assert [results.path.name for results in latest(folder)] == ["c.json", "a.json", "b.json"]
+def test_the_newest_rows_of_each_kind_and_device_count(folder: Path, readme: Path) -> None:
+    steps = [*parameters("plain", 0.2, 1, tasks=1), *parameters("full", 0.5, 1, tasks=1)]
+    newer = [row for row in steps if row["kind"] == "parameter step"]
+    Results(folder / "a.json", {**ENVIRONMENT, "date": "2026-03-01"}, newer).write()
+    Results(folder / "b.json", {**ENVIRONMENT, "cores": 64}, newer).write()
+    Results(folder / "c.json", {**ENVIRONMENT, "device": "Some GPU", "kind": "cuda"}, newer).write()
+    Results(folder / "old.json", {**ENVIRONMENT, "date": "2026-01-01"}, ROWS).write()  # has nothing of its own
+    found = latest(folder)
+    assert [results.path.name for results in found] == ["c.json", "some.json", "a.json", "b.json"]
+    assert found[1].rows == [row for row in ROWS if row["kind"] != "parameter step"]
+    assert found[2].rows == newer
+    assert table.main([str(readme), "--results", str(folder)]) == 0
+    older, own = readme.read_text().split("**Some CPU, 2 cores** ")[1:3]
+    assert older.startswith("(2026-01-31")
+    assert "| the sum, one backward pass |" not in older
+    assert own.startswith("(2026-03-01")
+    assert "| gradsurgery | 500 ms (2.50×) |" in own
 
 
 def test_quick_results_are_refused(folder: Path, readme: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -478,3 +478,17 @@ def test_nothing_of_a_block_or_of_a_users_function_is_kept() -> None:
     seen = once()
     gc.collect()
     assert [ref() for ref in seen] == [None, None]
+
+
+class Settings(dict[str, float]):
+    """Like many a configuration: it takes every name for a key."""
+
+    def __getattr__(self, name: str) -> float:
+        return self[name]
+
+
+def test_arguments_of_a_block_that_are_no_tensors() -> None:
+    layer, heads = nn.Linear(4, 4), [nn.Linear(4, 1) for _ in range(2)]
+    z = checkpoint(lambda x, settings: settings["gain"] * layer(x), torch.randn(3, 4), Settings(gain=2.0), use_reentrant=False)
+    gs.GradientAggregator("pcgrad", tasks=2).backward([head(z).sum() for head in heads])
+    assert layer.weight.grad is not None

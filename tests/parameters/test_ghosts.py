@@ -135,6 +135,7 @@ def test_a_hook_on_a_layers_output_is_applied_once_a_task() -> None:
         return 3 * g / (0.05 + g.abs())
 
     def losses(network: Any) -> dict[str, Tensor]:
+        torch.manual_seed(1)
         first = network.trunk[0](network.draw(7, 4))
         first.register_hook(squashed)
         second = network.trunk[2](torch.tanh(first))
@@ -142,11 +143,52 @@ def test_a_hook_on_a_layers_output_is_applied_once_a_task() -> None:
         return network.each({task: head(torch.tanh(second)) for task, head in network.heads.items()})  # type: ignore[no-any-return]
 
     network, plain = build("perceptron"), build("perceptron")
-    torch.manual_seed(1)
     aggregator().backward(losses(network))
-    torch.manual_seed(1)
-    rows = oracle.separate(plain, lambda: (torch.manual_seed(1), losses(plain))[1])
+    rows = oracle.separate(plain, lambda: losses(plain))
     assert_gradients(network, oracle.gradients(rows, plain, ascending), rows)
+
+
+@pytest.mark.usefixtures("everywhere")
+def test_hooks_on_a_layers_own_node() -> None:
+    """What is changed before it counts for its weight, too; after it there is no gradient of the weight to be seen."""
+    seen: list[tuple[Tensor | None, ...]] = []
+
+    def losses(network: Any) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        first = network.trunk[0](network.draw(7, 4))
+        second = network.trunk[2](torch.tanh(first))
+        second.grad_fn.register_prehook(lambda arriving: (3 * arriving[0] / (0.05 + arriving[0].abs()),))
+        second.grad_fn.register_hook(lambda sent, arrived: seen.append(sent))
+        return network.each({task: head(torch.tanh(second)) for task, head in network.heads.items()})  # type: ignore[no-any-return]
+
+    network, plain = build("perceptron"), build("perceptron")
+    aggregator().backward(losses(network))
+    assert len(seen) >= 3
+    assert all(sent[2] is None for sent in seen)
+    rows = oracle.separate(plain, lambda: losses(plain))
+    assert_gradients(network, oracle.gradients(rows, plain, ascending), rows)
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("way", WAYS)
+def test_gradients_that_arrive_expanded(way: str) -> None:
+    """A sum hands one number to all; another task's gradient has numbers of its own."""
+    generator = torch.Generator().manual_seed(2)
+    images, kernel, direction = (
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3, 4, 4), (4, 3, 2, 2), (2, 4, 3, 3))
+    )
+    W = nn.Parameter(kernel)
+
+    def losses() -> dict[str, Tensor]:
+        y = nn.functional.conv2d(images, W)
+        return {"a": y.sum(), "b": -y.sum(), "c": (y * direction).sum()}
+
+    G = torch.stack([torch.autograd.grad(loss, W, retain_graph=True)[0] for loss in losses().values()]).flatten(1)
+    surgery = aggregator()
+    surgery.backward(losses(), shared=[W], **WAYS[way])
+    torch.testing.assert_close(surgery.statistics().gram, G @ G.T, rtol=1e-12, atol=1e-12)
+    assert W.grad is not None
+    torch.testing.assert_close(W.grad, ascending(G).view_as(W), rtol=1e-11, atol=1e-11)
 
 
 def test_a_hook_on_a_weight_is_applied_once_a_task() -> None:
@@ -195,6 +237,111 @@ def test_a_gradient_that_is_not_finite_makes_the_shared_ones_so_and_no_other_hea
     aggregator().backward(losses, shared=network.trunk)
     assert all(bool(p.grad.isnan().all()) for p in network.trunk.parameters() if p.grad is not None)
     assert all(bool(p.grad.isfinite().all()) for task in ("a", "c") for p in network.heads[task].parameters() if p.grad is not None)
+
+
+class Gate(torch.autograd.Function):
+    """Lets nothing through, and says so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> None:
+        return None
+
+
+@pytest.mark.usefixtures("everywhere")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shut", [1, 3])
+def test_layers_that_nothing_arrives_at(shut: int, way: str) -> None:
+    """One task of three is let through, or none; another layer is reached by all."""
+    network, plain = build("perceptron"), build("perceptron")
+
+    def losses(one: Any) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        z = one.trunk[0](one.draw(7, 4))
+        gates = [Gate.apply if k < shut else torch.clone for k in range(3)]
+        last = [one.trunk[2](torch.tanh(z))] * 3
+        return one.each(  # type: ignore[no-any-return]
+            {task: head(gate(y) + z[:, :5]) for (task, head), gate, y in zip(one.heads.items(), gates, last, strict=True)}
+        )
+
+    aggregator().backward(losses(network), **WAYS[way])
+    rows = oracle.separate(plain, lambda: losses(plain))
+    assert ("trunk.2.weight" in rows["a"]) is False
+    assert_gradients(network, oracle.gradients(rows, plain, ascending, [n for n in rows["c"] if n.startswith("trunk")]), rows)
+
+
+def test_the_default_device_changes_nothing() -> None:
+    network, plain = wide(), wide()
+    losses = network.losses()
+    aggregator().backward(plain.losses())
+    with torch.device("meta"):
+        aggregator().backward(losses)
+    for name, g in grads(plain).items():
+        assert torch.equal(grads(network)[name], g), name
+
+
+def test_within_autocast_nothing_of_it_is_rounded() -> None:
+    """As the backward pass of layers in float32 should not be, wherever it is called from."""
+    layer, plain = nn.Linear(512, 512, bias=False), nn.Linear(512, 512, bias=False)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(8, 512)
+
+    def losses(one: nn.Module) -> list[Tensor]:
+        y = one(x)
+        return [y[:, 0].square().sum(), (y[:, 1] * x[:, 2]).sum()]
+
+    first, second = losses(layer), losses(plain)
+    aggregator(tasks=2).backward(second)
+    with torch.autocast("cpu", torch.bfloat16):
+        aggregator(tasks=2).backward(first)
+    assert layer.weight.grad is not None
+    assert plain.weight.grad is not None
+    assert torch.equal(layer.weight.grad, plain.weight.grad)
+
+
+@pytest.mark.parametrize("scale", [2.0**12, 1000.0])
+def test_scaled_losses(scale: float) -> None:
+    network, plain = wide(), wide()
+    surgery = aggregator()
+    surgery.backward(network.losses(), scaler=torch.amp.GradScaler("cpu", init_scale=scale))
+    rows = oracle.separate(plain, plain.losses)
+    assert_gradients(network, oracle.gradients(rows, plain, ascending), rows, factor=scale)
+    G = oracle.matrix(rows, oracle.shared_names(rows, plain), TASKS)
+    torch.testing.assert_close(surgery.statistics().gram, G @ G.T, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("left_out", ["trunk.5.bias", "trunk.5.weight"])
+def test_weights_or_biases_that_are_not_wanted(left_out: str) -> None:
+    network, plain = wide(), wide()
+    named = dict(network.named_parameters())
+    wanted = [p for name, p in named.items() if name != left_out]
+    shared = [p for p in wanted if any(p is q for q in network.trunk.parameters())]
+    aggregator().backward(network.losses(), shared=shared, inputs=wanted)
+    dict(plain.named_parameters())[left_out].requires_grad_(False)
+    rows = oracle.separate(plain, plain.losses)
+    assert_gradients(network, oracle.gradients(rows, plain, ascending), rows)
+
+
+def test_a_bias_that_is_not_operated_on_gets_the_sum() -> None:
+    network, plain = wide(), wide()
+    weights = [p for p in network.trunk.parameters() if p.dim() > 1]
+    aggregator().backward(network.losses(), shared=weights)
+    rows = oracle.separate(plain, plain.losses)
+    names = [name for name, p in plain.trunk.named_parameters(prefix="trunk") if p.dim() > 1]
+    assert_gradients(network, oracle.gradients(rows, plain, ascending, names), rows)
+
+
+def test_a_layers_output_keeps_no_gradient_of_it() -> None:
+    """As of ``torch.autograd.grad``; and what a hook there sees is one task's at a time."""
+    network = wide()
+    seen: list[Tensor] = []
+    handle = network.trunk[5].register_forward_hook(lambda module, inputs, output: output.register_hook(seen.append) and None)
+    aggregator().backward(network.losses())
+    handle.remove()
+    assert len(seen) == 3
 
 
 def test_absent_tasks() -> None:
