@@ -72,8 +72,8 @@ class ParameterSpace(ParametersOverRanks):
         With several tasks all is computed before anything is written. A gradient that is not finite makes the shared parameters'
         NaN, and leaves the method's memory as it is; the heads of the other tasks are not touched by it. Hooks change each task's
         gradient as in a backward pass of its own; one on a tensor where the tasks part, or near it, may see it two or three times.
-        On the CPU some layers' gradients are not formed task by task (``capture/ghost.py``): a hook on such a layer's own node of
-        autograd's graph finds None for the weight.
+        On the CPU gradients of wide layers are not formed task by task, where K costs less without them (``capture.ghost``): a hook
+        on such a layer's own node of autograd's graph finds None for the weight.
 
         With ``process_group=`` the model is on every rank, and ``.grad`` becomes what one process would find for the whole batch,
         on every rank the same bits: no further averaging of gradients is needed, nor done by DistributedDataParallel, whose hooks
