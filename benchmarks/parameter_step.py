@@ -7,7 +7,7 @@ and then timed beside the plain step, and beside the floor of every exact way: o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -271,10 +271,10 @@ def parameter_rows(
 ) -> list[Row]:
     """One row for each T and contender, with its error against the oracle; the times of a T come from the same rounds.
 
-    The budget is of each T, whose contenders share it: two that are to be told apart by a hundredth get more rounds than ten.
-
     Each contender is timed in a process of its own, as a training run is: where all share one, the largest of them keeps memory
-    from going back to the system, and those that ask for much each step pay nothing for it.
+    from going back to the system, and those that ask for much each step pay nothing for it. The budget is of each T, whose
+    contenders share it: where there are two, which are to be told apart by a hundredth, there are more rounds than where there
+    are ten.
 
     Raises:
         AssertionError: a contender's gradient is wrong.
@@ -288,9 +288,8 @@ def parameter_rows(
             errors = {name: check(name, CONTENDERS[name], call, experiment, oracle) for name, call in calls.items()}
         point = {"kind": "parameter step", **experiment.point, "conflicts": oracle.conflicts, "own_process": True}
         del oracle, experiment, calls  # several times the model
-        with workers({name: partial(_alone, name, device, batch, T, build) for name in entered(T)}) as turns:
-            shared = replace(effort, budget_s=effort.budget_s / len(turns))
-            times = take_turns(turns, {name: -(-TURN // CONTENDERS[name].steps) for name in turns}, shared)
+        hire = partial(workers, {name: partial(_alone, name, device, batch, T, build) for name in entered(T)})
+        times = take_turns(hire, {name: -(-TURN // CONTENDERS[name].steps) for name in entered(T)}, effort)
         rows += [{**point, "form": name, **asdict(_step(name, t)), "error": errors[name]} for name, t in times.items()]
         say(f"T={T}: " + ", ".join(f"{row['form']} {row['p50'] * 1e3:.0f} ms" for row in rows if row["tasks"] == T))
     return rows

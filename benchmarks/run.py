@@ -67,7 +67,7 @@ FULL = Plan(
     memory_cases=[Case(tasks, 10_000_000) for tasks in (2, 4, 8, 16)],
     memory_batch=Batch(count=8, size=128),
     parameter_tasks=(1, 2, 3, 6),
-    parameter_effort=Effort(sample_s=0.0, budget_s=240.0, rounds=(9, 100)),
+    parameter_effort=Effort(sample_s=0.0, budget_s=240.0, rounds=(6, 100)),
     parameter_batch=Batch(count=16, size=96),
     parameter_memory_tasks=(1, 2, 3, 6),
     distance_steps=48,
