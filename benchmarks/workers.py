@@ -21,7 +21,7 @@ LIFETIME = 2
 def take_turns(
     hire: Callable[[], AbstractContextManager[Mapping[str, Turn]]], calls: Mapping[str, int], effort: Effort
 ) -> dict[str, Times]:
-    """Times all contenders side by side, turn by turn, in new processes every few rounds; each leads a round as often as the others.
+    """Times all contenders side by side, turn by turn, in new processes every few rounds; each leads as often as the others.
 
     Args:
         hire: starts a process for each contender, and ends them.
