@@ -239,6 +239,26 @@ def test_a_gradient_that_is_not_finite_makes_the_shared_ones_so_and_no_other_hea
     assert all(bool(p.grad.isfinite().all()) for task in ("a", "c") for p in network.heads[task].parameters() if p.grad is not None)
 
 
+@pytest.mark.usefixtures("everywhere")
+def test_gradients_that_arrive_sparse() -> None:
+    layer, x, places = nn.Linear(5, 4, bias=False).double(), torch.randn(3, 5, dtype=torch.float64), torch.tensor([[1], [3], [1]])
+    seen: list[bool] = []
+
+    def losses() -> list[Tensor]:
+        y, z = layer(x), layer.weight.new_ones(3, 1)
+        y.register_hook(lambda g: seen.append(g.is_sparse))
+        return [(torch.gather(y, 1, places, sparse_grad=True) * z).sum(), -y.square().sum()]
+
+    G = torch.stack([torch.autograd.grad(loss, layer.weight)[0] for loss in (losses()[0], losses()[1])]).flatten(1)
+    seen.clear()
+    surgery = aggregator(tasks=2)
+    surgery.backward(losses())
+    assert True in seen
+    torch.testing.assert_close(surgery.statistics().gram, G @ G.T, rtol=1e-12, atol=1e-12)
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer.weight.grad, ascending(G).view_as(layer.weight), rtol=1e-11, atol=1e-11)
+
+
 class Gate(torch.autograd.Function):
     """Lets nothing through, and says so."""
 
