@@ -160,6 +160,10 @@ class Graph:
                 found[leaf] = (*uses[0], turned)
         return found
 
+    def _turns_a_leaf(self, node: Any) -> bool:
+        """Whether a node makes the transpose of a leaf, as dense layers do; it stays with the layer that uses that."""
+        return node.name() == _TRANSPOSE and any(below in self._leaf_of for below, _ in self._below[node])
+
     def outputs(self, node: Any) -> set[int]:
         """The numbers of a node's outputs that lead to wanted leaves."""
         return {index for index, _ in self._senders[node]}
@@ -180,6 +184,7 @@ class Graph:
             for below, _ in self._below[node]:
                 uses.setdefault(below, []).append(position[node])
         spans = [(min(at), max(at)) for below, at in uses.items() if below in self._leaf_of]
+        spans += [(min(at), position[below]) for below, at in uses.items() if below in position and self._turns_a_leaf(below)]
         crossing = _crossed([*spans, *self._blocks] if whole_blocks else spans, len(self._order))
         opened = [0] * (len(self._order) + 1)  # how many nodes wait beyond a place that some node before it, or a loss, leads to
         for node, k in position.items():

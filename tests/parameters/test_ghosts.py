@@ -13,7 +13,7 @@ from parameters.models import TASKS, ZOO, Network, build
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradsurgery.capture import ghost
+from gradsurgery.capture import ghost, passes
 
 EVERY_LAYER, NO_LAYER = -(2**60), 2**60
 WAYS: dict[str, dict[str, Any]] = {"full": {}, "low": {"memory": "low"}}
@@ -108,6 +108,42 @@ def test_one_gradient_of_a_layer_is_formed_instead_of_one_a_task(
     torch.testing.assert_close(weights["ghosts"], weights["formed"], rtol=tolerance, atol=tolerance)
     for name, g in found["formed"].items():
         assert float((found["ghosts"][name] - g).norm()) <= tolerance * float(g.norm()), name
+
+
+def mlp(layers: int, width: int) -> tuple[nn.Sequential, nn.ModuleList]:
+    trunk = nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(width, width), nn.Tanh())))
+    return trunk, nn.ModuleList(nn.Linear(width, 2) for _ in TASKS)
+
+
+@pytest.mark.parametrize(("samples", "formed"), [(16, 1), (100, 4)])
+def test_low_forms_gradients_where_what_arrives_would_take_as_much(samples: int, formed: int) -> None:
+    """Of 512 x 512 entries what arrives for 100 samples is a fifth; in full it stands for the gradients, in low it may not."""
+    for way, expected in (("full", 1), ("low", formed)):
+        trunk, heads = mlp(1, 512)
+        z = trunk(torch.randn(samples, 512))
+        losses = [head(z).square().mean() for head in heads]
+        with Formed(trunk) as counter:
+            aggregator().backward(losses, shared=trunk, **WAYS[way])
+        assert counter.found["0.weight"] == expected, way
+
+
+def test_no_pass_is_made_again_for_what_is_left_beside_ghosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The biases of wide layers are small, although nothing else is kept: each task runs through the heads once, and the trunk."""
+    trunk, heads = mlp(12, 256)
+    z = trunk(torch.randn(16, 256))
+    losses = [head(z).square().mean() for head in heads]
+    runs: list[int] = []
+    run = passes._run
+
+    def counted(*args: Any, **options: Any) -> Any:
+        runs.append(1)
+        return run(*args, **options)
+
+    monkeypatch.setattr(passes, "_run", counted)
+    with Formed(trunk) as counter:
+        aggregator().backward(losses, shared=trunk)
+    assert set(counter.found.values()) == {12}  # all weights are of one size
+    assert len(runs) == 2 * len(TASKS)
 
 
 def test_float32_is_as_exact_as_where_all_gradients_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:
