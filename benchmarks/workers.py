@@ -15,7 +15,7 @@ Turn = Callable[[int], list[float]]
 
 
 LIFETIME = 2
-"""For how many rounds a process serves. It keeps the luck with which its memory was laid out: two of the same were 5 % apart."""
+"""For how many rounds a process serves. It keeps the luck with which its memory was laid out, which sets two of the same apart."""
 
 
 def take_turns(

@@ -75,10 +75,8 @@ class Ghost:
         """K of what has arrived, of one task at least. [T, T] float64"""
         X = self._inputs().double()
         S = X @ X.mT
-        like = next(iter(self.arrived.values()))
-        D = torch.stack(
-            [self._outputs(self.arrived[t] if t in self.arrived else torch.zeros_like(like)) for t in range(tasks)]
-        ).double()
+        nothing = torch.zeros_like(next(iter(self.arrived.values())))
+        D = torch.stack([self._outputs(self.arrived.get(t, nothing)) for t in range(tasks)]).double()
         K = D.flatten(1) @ (S @ D).flatten(1).mT
         return (K + K.mT) / 2
 

@@ -325,7 +325,7 @@ def test_layers_that_nothing_arrives_at(shut: int, way: str) -> None:
 
     aggregator().backward(losses(network), **WAYS[way])
     rows = oracle.separate(plain, lambda: losses(plain))
-    assert ("trunk.2.weight" in rows["a"]) is False
+    assert "trunk.2.weight" not in rows["a"]
     assert_gradients(network, oracle.gradients(rows, plain, ascending, [n for n in rows["c"] if n.startswith("trunk")]), rows)
 
 
@@ -390,8 +390,7 @@ def test_a_bias_that_is_not_operated_on_gets_the_sum() -> None:
     assert_gradients(network, oracle.gradients(rows, plain, ascending, names), rows)
 
 
-def test_a_layers_output_keeps_no_gradient_of_it() -> None:
-    """As of ``torch.autograd.grad``; and what a hook there sees is one task's at a time."""
+def test_a_hook_on_a_layers_output_sees_one_gradient_a_task() -> None:
     network = wide()
     seen: list[Tensor] = []
     handle = network.trunk[5].register_forward_hook(lambda module, inputs, output: output.register_hook(seen.append) and None)
